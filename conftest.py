@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import linecache
+import logging
 import os
 import re
 import sys
@@ -66,10 +68,15 @@ class Locate(ast.NodeTransformer):
         return name
 
 
+def logging_state():
+    loggers = [logging.root, *(o for o in logging.root.manager.loggerDict.values() if isinstance(o, logging.Logger))]
+    return {logger: (tuple(logger.handlers), logger.level) for logger in loggers}
+
+
 @contextlib.contextmanager
 def as_notebook(path: Path):
-    "Folder, import path and environment a notebook runs in; all three are put back, as notebooks share the process"
-    saved_path, saved_env = sys.path[:], dict(os.environ)
+    "Folder, import path, environment and loggers of a notebook; all are put back, as notebooks share the process"
+    saved_path, saved_env, saved_logging = sys.path[:], dict(os.environ), logging_state()
     os.environ['IN_TEST'] = '1'
     os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
     sys.path[:0] = [str(path.parent), str(ROOT)]
@@ -79,6 +86,16 @@ def as_notebook(path: Path):
         sys.path[:] = saved_path
         os.environ.clear()
         os.environ.update(saved_env)
+        for logger in logging_state():
+            handlers, level = saved_logging.get(logger, ((), logging.NOTSET))
+            logger.handlers = list(handlers)
+            logger.setLevel(level)
+
+
+def shown(outputs) -> list[str]:
+    "What outputs say as text; pictures and streams are left out"
+    data = [o.get('data', {}) for o in outputs if o['output_type'] in ('execute_result', 'display_data')]
+    return [''.join(d.get('text/markdown') or d.get('text/plain') or '') for d in data]
 
 
 class NotebookItem(pytest.Item):
@@ -101,13 +118,18 @@ class NotebookItem(pytest.Item):
                         heading = next((line for line in cell.source.splitlines() if line.startswith('#')), heading)
                     if cell.id not in to_run: continue
                     locate.cell, locate.where = cell, exported.get((self.path.resolve(), cell.id))
-                    for out in shell.run(cell.source):
-                        if out.get('output_type') == 'stream': sys.stdout.write(''.join(out['text']))
+                    now, stored = shell.run(cell.source), cell.get('outputs') or []
+                    for out in now:
+                        if out['output_type'] == 'stream': sys.stdout.write(''.join(out['text']))
+                    if not shell.exc and stored and shown(stored) != shown(now):
+                        text = f'stored output {shown(stored)} is now {shown(now)}; refresh it: nbdev-test --save'
+                        shell.exc = AssertionError(text)
                     if shell.exc: raise CellFailure(shell.exc, cell, number, heading) from shell.exc
         finally:
-            shell.user_ns.clear()  # or its connections and big tables would live as long as this process
             shell.close()
             shell.loop.close()
+            shell.user_ns.clear()
+            gc.collect()  # what a notebook left open is reported under its name, not in a later test
 
     def repr_failure(self, excinfo, style=None):
         e = excinfo.value

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html import unescape
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
@@ -231,7 +232,7 @@ def build_docs(
     shutil.rmtree(new, ignore_errors=True)
     for before, page, after in zip([None, *order], order, [*order[1:], None], strict=False):
         body = link_page(render(page), page, links, urls)
-        headings = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body)
+        headings = [(unescape(i), h) for i, h in re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body)]
         text = template.render(title=title, home=home, nav=nav, group=group(page), page=page, body=body,
                                headings=headings, before=before, after=after, up='../' * (len(page.path.parts) - 1))
         (new / page.url).parent.mkdir(parents=True, exist_ok=True)

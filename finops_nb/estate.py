@@ -9,12 +9,12 @@ __all__ = ['AS_OF', 'Row', 'ACCOUNTS', 'TENANT_NAMES', 'COST_CENTERS', 'INSTANCE
 
 # %% ../nbs/72_estate.ipynb #4786b201
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from .errors import ContractError
 
-AS_OF = datetime(2026, 11, 24, 6, tzinfo=timezone.utc)
+AS_OF = datetime(2026, 11, 24, 6, tzinfo=UTC)
 
 # %% ../nbs/72_estate.ipynb #e33dfeb3
 Row = dict[str, Any]
@@ -31,14 +31,14 @@ def read_table(
     text:str # first line: column names; columns are separated by |
 )->tuple[Row, ...]: # one dict a line, with account and region where the table has such lines
     "Read a table written for people; raises ContractError for a line with too few or too many columns"
-    head, place, rows = None, {}, []
+    head, place, rows = list[str](), Row(), list[Row]()
     for line in text.strip().splitlines():
         cells = [c.strip() for c in line.split('|')]
-        if head is None: head = cells
-        elif len(cells) == 1: place = dict(zip(('account', 'region'), line.split()))
+        if not head: head = cells
+        elif len(cells) == 1: place = dict(zip(('account', 'region'), line.split(), strict=True))
         elif len(cells) != len(head):
             raise ContractError(f"{line.strip()!r} has {len(cells)} columns. Write {len(head)}: {', '.join(head)}.")
-        else: rows.append(place | {n: _value(n, t) for n, t in zip(head, cells)})
+        else: rows.append(place | {n: _value(n, t) for n, t in zip(head, cells, strict=True)})
     return tuple(rows)
 
 # %% ../nbs/72_estate.ipynb #f436d67c
@@ -108,7 +108,7 @@ INSTANCES = read_table("""
       us-report      | 1 | t2.medium   | -           | 900 | gp2 30  | 11  | 90     | 14   | bi       | graviton root:gp2      | -
       us-poc         | 2 | m4.large    | -           | 300 | gp2 60  | 0.6 | 0.4    | 14   | -        | graviton idle root:gp2 | -
       feed-handler   | 1 | c5n.xlarge  | -           | 80  | gp3 30  | 48  | 500000 | 14   | bi       | -                      | arm64 with its network costs more
-""")
+""")  # noqa: E501
 
 # %% ../nbs/72_estate.ipynb #bbd3177f
 VOLUMES = read_table("""
@@ -137,7 +137,7 @@ VOLUMES = read_table("""
       jupyter-home-old | 3 | gp2  | 50   | -    | 77  | -            | bi       | unattached gp2 | -
     globex-bi us-east-1
       poc-data         | 2 | io1  | 100  | 2000 | 120 | -            | -        | unattached     | -
-""")
+""")  # noqa: E501
 
 # %% ../nbs/72_estate.ipynb #98e314ea
 SNAPSHOTS = read_table("""
@@ -165,14 +165,14 @@ SNAPSHOTS = read_table("""
       poc-archive     | -               | 100  | 110 100              | -       | -        | orphaned+old orphaned              | -
     globex-bi eu-west-1
       bi-before-move  | -               | 500  | 210                  | -       | bi       | -                                  | not seen: AWS denies the call
-""")
+""")  # noqa: E501
 
 # %% ../nbs/72_estate.ipynb #130a062c
 ADDRESSES = read_table("""
       name        | n | on            | owner    | fires | because
     acme-shop eu-west-1
       shop-old-ip | 3 | -             | web      | eip   | -
-      report-ip   | 1 | legacy-report | finance  | -     | on an instance; billed with the stopped one
+      report-ip   | 1 | legacy-report | finance  | eip   | its instance is stopped, so nobody uses it
     acme-data eu-west-1
       kafka-ip    | 3 | kafka         | data     | -     | in use
     acme-dev eu-west-1
@@ -251,7 +251,7 @@ DATABASES = read_table("""
     globex-bi eu-west-1
       bi-meta        | db.t4g.medium | postgres | gp3 50   | single | available | 140 | 15          | 22   | 14   | -           | bi       | -       | -
       bi-sandbox     | db.r6g.large  | postgres | gp3 200  | single | available | 95  | 0           | 0.2  | 14   | -           | bi       | idle_db | -
-""")
+""")  # noqa: E501
 
 # %% ../nbs/72_estate.ipynb #1d093931
 LOG_GROUPS = read_table("""
@@ -277,7 +277,7 @@ LOG_GROUPS = read_table("""
       /bi/jupyter                              | 1  | -         | 7    | 240 | bi       | no_retention | -
     globex-bi us-east-1
       /poc/app                                 | 1  | -         | 0.9  | 300 | -        | -            | just under 1 GiB
-""")
+""")  # noqa: E501
 BUCKETS = read_table("""
       name                 | age  | owner
     acme-shop eu-west-1
@@ -297,12 +297,13 @@ CHECK_IDS = {
     'graviton': 'aws.ec2.graviton', 'idle': 'aws.ec2.instance_idle', 'stopped': 'aws.ec2.instance_stopped',
     'gp2': 'aws.ebs.gp2_to_gp3', 'unattached': 'aws.ebs.volume_unattached', 'orphaned': 'aws.ebs.snapshot_orphaned',
     'old': 'aws.ebs.snapshot_old', 'eip': 'aws.eip.unassociated', 'idle_nat': 'aws.nat.gateway_idle',
-    'no_targets': 'aws.elb.no_targets', 'idle_db': 'aws.rds.instance_idle', 'no_retention': 'aws.logs.retention_missing',
+    'no_targets': 'aws.elb.no_targets', 'idle_db': 'aws.rds.instance_idle',
+    'no_retention': 'aws.logs.retention_missing',
 }
 TABLES = {
     'ec2_instances': INSTANCES, 'ebs_volumes': VOLUMES, 'ebs_snapshots': SNAPSHOTS, 'elastic_ips': ADDRESSES,
-    'nat_gateways': NAT_GATEWAYS, 'load_balancers': LOAD_BALANCERS, 'rds_instances': DATABASES, 'log_groups': LOG_GROUPS,
-    's3_buckets': BUCKETS,
+    'nat_gateways': NAT_GATEWAYS, 'load_balancers': LOAD_BALANCERS, 'rds_instances': DATABASES,
+    'log_groups': LOG_GROUPS, 's3_buckets': BUCKETS,
 }
 
 def names(row:Row)->list[str]:
@@ -311,13 +312,13 @@ def names(row:Row)->list[str]:
     return [f"{row['name']}-{i}" for i in range(1, count + 1)] if count > 1 else [row['name']]
 
 def found_in(table:str)->Iterator[tuple[str, str, str, str]]:
-    "Each finding that must come from a table: account, region, check id, resource name; raises ContractError for an unknown word"
+    "Each finding a table must yield: account, region, check id, name. Raises ContractError for an unknown word"
     for row in TABLES[table]:
         words, own = str(row.get('fires') or '-').split(), names(row)
         chain = words if 'made_by' in row else ['+'.join(words)]*len(own)   # word i belongs to snapshot i
         if len(chain) != len(own):
             raise ContractError(f"{row['name']} fires {len(chain)} words for {len(own)} snapshots. Write one for each.")
-        for name, each in zip(own, chain):
+        for name, each in zip(own, chain, strict=True):
             for word in each.split('+'):
                 root, _, check = word.rpartition(':')
                 if word == '-': continue
@@ -329,7 +330,7 @@ def found_in(table:str)->Iterator[tuple[str, str, str, str]]:
 def _expected()->dict[tuple[str, str], dict[str, set[str]]]:
     "(tenant, workspace) -> check id -> names; every check is there, with an empty set where it must find nothing"
     home = {a['account']: (a['tenant_id'], a['workspace_id']) for a in ACCOUNTS}
-    res = {w: {c: set() for c in CHECK_IDS.values()} for w in home.values()}
+    res: dict = {w: {c: set() for c in CHECK_IDS.values()} for w in home.values()}
     for table in TABLES:
         for account, _, check, name in found_in(table): res[home[account]][check].add(name)
     return res

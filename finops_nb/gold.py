@@ -31,13 +31,17 @@ def rows(db:duckdb.DuckDBPyConnection, sql:str, params:Mapping[str, Any])->list[
     return arrow(db, sql, params).to_pylist(maps_as_pydicts='lossy')
 
 # %% ../nbs/67_gold.ipynb #8afe0482
-FILTERS = {'status': 'status', 'severity': 'severity_level', 'check': 'check_id', 'service': 'scope_service', 'account': 'scope_account_id', 'region': 'scope_region',
-           'workspace': 'workspace_id', 'category': 'category', 'lifecycle': 'lifecycle_status'}
+FILTERS = {'status': 'status', 'severity': 'severity_level', 'check': 'check_id', 'service': 'scope_service',
+           'account': 'scope_account_id', 'region': 'scope_region', 'workspace': 'workspace_id', 'category': 'category',
+           'lifecycle': 'lifecycle_status',
+           'estimate': "if(estimated_monthly_savings is null, 'unknown', 'known')"}
 SEVERITIES = ('info', 'low', 'medium', 'high', 'critical')
 _RANK = f"list_position({list(SEVERITIES)}, severity_level)"
-SORTS = {'savings': 'estimated_monthly_savings', 'cost': 'estimated_monthly_cost', 'severity': _RANK, 'title': 'title', 'resource': 'scope_resource_id',
-         'service': 'scope_service', 'account': 'scope_account_id', 'region': 'scope_region', 'check': 'check_id', 'status': 'status'}
-_SEARCHED = 'title', 'scope_resource_id', 'scope_resource_arn', 'scope_account_id', 'check_id', 'check_name', 'fingerprint', 'tags::varchar'
+SORTS = {'savings': 'estimated_monthly_savings', 'cost': 'estimated_monthly_cost', 'severity': _RANK, 'title': 'title',
+         'resource': 'scope_resource_id', 'service': 'scope_service', 'account': 'scope_account_id',
+         'region': 'scope_region', 'check': 'check_id', 'status': 'status'}
+_SEARCHED = ('title', 'scope_resource_id', 'scope_resource_arn', 'scope_account_id', 'check_id', 'check_name',
+             'fingerprint', 'tags::varchar')
 _TEXT = f"($q = '' or {' or '.join(f'contains(lower({c}), lower($q))' for c in _SEARCHED)})"
 _HIT = {f: f"(len(${f}) = 0 or list_contains(${f}, coalesce({c}, '')))" for f, c in FILTERS.items()}
 MATCH = ' and '.join([*_HIT.values(), _TEXT])
@@ -71,7 +75,8 @@ def totals(db:duckdb.DuckDBPyConnection, s:Selection)->list[dict]:
     return rows(db, f"""
         select coalesce(estimated_currency, '') as currency, count(*) as findings,
                count(*) filter (estimated_monthly_savings is null) as unestimated,
-               sum(estimated_monthly_savings) filter (status = 'fail' and is_group_winner) as monthly_savings,
+               sum(if(is_group_winner, estimated_monthly_savings, 0::decimal(18, 6)))
+                   filter (status = 'fail' and estimated_monthly_savings is not null) as monthly_savings,
                sum(estimated_monthly_savings) filter (status = 'fail') as sum_of_findings
         from findings where {MATCH} group by all order by monthly_savings desc nulls last, currency""", s.params)
 
@@ -80,28 +85,35 @@ def page(db:duckdb.DuckDBPyConnection, s:Selection, limit:int, offset:int=0)->li
     "Rows `offset` to `offset + limit` of the selection, every column"
     return rows(db, f"""
         with chosen as (select file_row_number from findings where {MATCH} order by {s.order} limit $limit offset $offset)
-        select * exclude file_row_number from findings where file_row_number in (from chosen) order by {s.order}""", s.params | dict(limit=limit, offset=offset))
+        select * exclude file_row_number from findings where file_row_number in (from chosen)
+        order by {s.order}""", s.params | dict(limit=limit, offset=offset))
 
 # %% ../nbs/67_gold.ipynb #b66c7962
 FACET_VALUES = 100
 _MISSES = ' | '.join(f'case when {hit} then 0 else {1 << i} end' for i, hit in enumerate(_HIT.values()))
 _N, _NAMES = len(FILTERS), ', '.join(f'f_{f}' for f in FILTERS)
 
-def _case(subject:str, results:Mapping[Any, Any])->str: return f"case {subject} {' '.join(f'when {k} then {v}' for k, v in results.items())} end"
+_VALUES = ', '.join(f"coalesce({c}, '') as f_{f}" for f, c in FILTERS.items())
 
+def _case(subject:str, results:Mapping[Any, Any])->str:
+    return f"case {subject} {' '.join(f'when {k} then {v}' for k, v in results.items())} end"
+
+_NAMED = _case('absent', {(1 << _N) - 1 - (1 << (_N - 1 - i)): f"'{f}'" for i, f in enumerate(FILTERS)})
+_OWN = _case('facet', {f"'{f}'": 1 << i for i, f in enumerate(FILTERS)})
 _FACETS = f"""
     with narrowed as (
-        select {', '.join(f"coalesce({c}, '') as f_{f}" for f, c in FILTERS.items())}, {_MISSES} as misses from findings where {_TEXT}),
+        select {_VALUES}, {_MISSES} as misses from findings where {_TEXT}),
     counted as (
         select grouping_id({_NAMES}) as absent, coalesce({_NAMES}) as value, misses, count(*) as n
         from narrowed group by grouping sets ({', '.join(f'(f_{f}, misses)' for f in FILTERS)})),
     valued as (
-        select {_case('absent', {(1 << _N) - 1 - (1 << (_N - 1 - i)): f"'{f}'" for i, f in enumerate(FILTERS)})} as facet, value, misses, n from counted),
+        select {_NAMED} as facet, value, misses, n from counted),
     added as (
         select facet, value, sum(n)::bigint as findings from valued
-        where misses in (0, {_case('facet', {f"'{f}'": 1 << i for i, f in enumerate(FILTERS)})}) group by all)
+        where misses in (0, {_OWN}) group by all)
     select *, count(*) over (partition by facet) as of from added
-    qualify row_number() over (partition by facet order by findings desc, value) <= {FACET_VALUES} order by facet, findings desc, value"""
+    qualify row_number() over (partition by facet order by findings desc, value) <= {FACET_VALUES}
+    order by facet, findings desc, value"""
 
 # %% ../nbs/67_gold.ipynb #391b6adf
 def facets(db:duckdb.DuckDBPyConnection, s:Selection)->dict[str, list[dict]]:
@@ -111,12 +123,13 @@ def facets(db:duckdb.DuckDBPyConnection, s:Selection)->dict[str, list[dict]]:
     return res
 
 # %% ../nbs/67_gold.ipynb #73d7d032
-_BRIEF = """fingerprint, workspace_id, check_id, title, status, severity_level, is_group_winner, scope_service, scope_account_id, scope_region,
-    scope_resource_id, estimated_monthly_savings, estimated_currency"""
+_BRIEF = """fingerprint, workspace_id, check_id, title, status, severity_level, is_group_winner, scope_service,
+    scope_account_id, scope_region, scope_resource_id, estimated_monthly_savings, estimated_currency"""
 
 def finding(db:duckdb.DuckDBPyConnection, fingerprint:str)->list[dict]:
     "Rows of a fingerprint, one per workspace, every column; empty when the export has none"
-    return rows(db, 'select * exclude file_row_number from findings where fingerprint = $fingerprint order by workspace_id', dict(fingerprint=fingerprint))
+    return rows(db, """select * exclude file_row_number from findings where fingerprint = $fingerprint
+        order by workspace_id""", dict(fingerprint=fingerprint))
 
 def group(db:duckdb.DuckDBPyConnection, group_id:str)->list[dict]:
     "Findings that exclude each other on one resource, the one that counts first"
@@ -125,15 +138,19 @@ def group(db:duckdb.DuckDBPyConnection, group_id:str)->list[dict]:
 
 def largest(db:duckdb.DuckDBPyConnection, limit:int)->list[dict]:
     "Findings that count, largest known saving first"
-    return rows(db, f"""select {_BRIEF} from findings where status = 'fail' and is_group_winner and estimated_monthly_savings is not null
+    return rows(db, f"""select {_BRIEF} from findings
+        where status = 'fail' and is_group_winner and estimated_monthly_savings is not null
         order by estimated_monthly_savings desc, fingerprint limit $limit""", dict(limit=limit))
 
 # %% ../nbs/67_gold.ipynb #e29334ee
-CSV_COLUMNS = ['workspace_id', 'check_id', 'status', 'severity_level', 'title', 'scope_service', 'scope_account_id', 'scope_region', 'scope_resource_type',
-               'scope_resource_id', 'scope_resource_arn', 'estimated_monthly_savings', 'estimated_monthly_cost', 'estimated_currency', 'estimated_confidence',
-               'estimated_basis', 'is_group_winner', 'category', 'lifecycle_status', 'recommendation', 'estimated_notes', 'run_id', 'fingerprint', 'tags']
+CSV_COLUMNS = ['workspace_id', 'check_id', 'status', 'severity_level', 'title', 'scope_service', 'scope_account_id',
+               'scope_region', 'scope_resource_type', 'scope_resource_id', 'scope_resource_arn',
+               'estimated_monthly_savings', 'estimated_monthly_cost', 'estimated_currency', 'estimated_confidence',
+               'estimated_basis', 'is_group_winner', 'category', 'lifecycle_status', 'recommendation', 'estimated_notes',
+               'run_id', 'fingerprint', 'tags']
 _NUMBERS = {'estimated_monthly_savings', 'estimated_monthly_cost', 'estimated_confidence', 'is_group_winner'}
-_CELLS = [c if c in _NUMBERS else rf"regexp_replace({c}::varchar, '^([=+\-@\t\r\n＝＋－＠])', '''\1') as {c}" for c in CSV_COLUMNS]
+_DEFUSED = r"regexp_replace({0}::varchar, '^([=+\-@\t\r\n＝＋－＠])', '''\1') as {0}"
+_CELLS = [c if c in _NUMBERS else _DEFUSED.format(c) for c in CSV_COLUMNS]
 
 def csv(db:duckdb.DuckDBPyConnection, s:Selection, batch_rows:int=20_000)->Iterator[bytes]:
     "CSV of the selection in its order, header first, as UTF-8 chunks"

@@ -10,11 +10,11 @@ import csv
 import gzip
 import logging
 import re
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import duckdb
 import msgspec
@@ -31,8 +31,9 @@ from .prices import SCHEMA
 log = logging.getLogger(__name__)
 
 # %% ../nbs/17_price_list.ipynb #552e0c9f
-ATTRIBUTES = ('servicecode', 'productfamily', 'regioncode', 'location', 'locationtype', 'usagetype', 'instancetype', 'operatingsystem',
-              'tenancy', 'preinstalledsw', 'licensemodel', 'databaseengine', 'databaseedition', 'cacheengine')
+ATTRIBUTES = ('servicecode', 'productfamily', 'regioncode', 'location', 'locationtype', 'usagetype', 'instancetype',
+              'operatingsystem', 'tenancy', 'preinstalledsw', 'licensemodel', 'databaseengine', 'databaseedition',
+              'cacheengine')
 _TERM = 'sku', 'offertermcode', 'effectivedate', 'startingrange', 'unit', 'priceperunit', 'currency'
 OFFER = pa.schema([(name, pa.string()) for name in (*_TERM, *ATTRIBUTES)])
 
@@ -43,21 +44,29 @@ def _key(heading:str)->str:
 
 # %% ../nbs/17_price_list.ipynb #c1d25f34
 _ENGINES = {'PostgreSQL': 'postgres', 'MySQL': 'mysql', 'MariaDB': 'mariadb', 'Aurora MySQL': 'aurora-mysql',
-            'Aurora PostgreSQL': 'aurora-postgresql', 'Oracle Standard Two': 'oracle-se2', 'SQL Server Enterprise': 'sqlserver-ee',
-            'SQL Server Standard': 'sqlserver-se', 'SQL Server Web': 'sqlserver-web', 'SQL Server Express': 'sqlserver-ex'}
+            'Aurora PostgreSQL': 'aurora-postgresql', 'Oracle Standard Two': 'oracle-se2',
+            'SQL Server Enterprise': 'sqlserver-ee', 'SQL Server Standard': 'sqlserver-se',
+            'SQL Server Web': 'sqlserver-web', 'SQL Server Express': 'sqlserver-ex'}
 _VOLUMES = {'': 'standard', '.gp2': 'gp2', '.gp3': 'gp3', '.piops': 'io1', '.io2': 'io2', '.st1': 'st1', '.sc1': 'sc1'}
-_RDS_STORAGE = {'GP2-Storage': 'gp2', 'GP3-Storage': 'gp3', 'PIOPS-Storage': 'io1', 'PIOPS-Storage-IO2': 'io2', 'StorageUsage': 'standard'}
-_BALANCERS = {'Load Balancer-Application': 'application', 'Load Balancer-Network': 'network', 'Load Balancer-Gateway': 'gateway',
-              'Load Balancer': 'classic'}
+_RDS_STORAGE = {'GP2-Storage': 'gp2', 'GP3-Storage': 'gp3', 'PIOPS-Storage': 'io1', 'PIOPS-Storage-IO2': 'io2',
+                'StorageUsage': 'standard'}
+_BALANCERS = {'Load Balancer-Application': 'application', 'Load Balancer-Network': 'network',
+              'Load Balancer-Gateway': 'gateway', 'Load Balancer': 'classic'}
+_UNITS = {'hrs': 'Hrs', 'hours': 'Hrs', 'gb-mo': 'GB-Mo', 'gb-month': 'GB-Mo', 'gb': 'GB', 'iops-mo': 'IOPS-Mo',
+          'mibps-mo': 'MiBps-Mo', 'gibps-mo': 'MiBps-Mo'}  # a price per GiB/s is divided by 1024 below
 
 def _choice(words:dict[str, str], sql:str)->str:
-    "SQL that translates a text by a table of words, null when the word is unknown"
-    return f"case {sql} {' '.join(f'''when '{word}' then '{ours}' ''' for word, ours in words.items())} end"
+    "SQL that translates the text `sql` by a table of words, null when the word is unknown"
+    whens = ' '.join(f"when '{theirs}' then '{ours}'" for theirs, ours in words.items())
+    return f'case {sql} {whens} end'
 
-_RULES = (  # product, condition, variant, option
+# %% ../nbs/17_price_list.ipynb #8eeba70f
+_TYPE = "nullif(instancetype, '')"
+_MULTI_AZ = "if(contains(usage, 'Multi-AZ') or starts_with(usage, 'Mirror'), 'multi-az', 'single-az')"
+_EC2_RULES = (
     ('instance', """regexp_full_match(usage, 'BoxUsage(:.+)?') and tenancy = 'Shared' and preinstalledsw in ('NA', '')
         and licensemodel in ('No License required', '') and operatingsystem in ('Linux', 'Windows', 'RHEL', 'SUSE')""",
-     'instancetype', 'operatingsystem'),
+     _TYPE, 'operatingsystem'),
     ('ebs_storage', "starts_with(usage, 'EBS:VolumeUsage')", _choice(_VOLUMES, 'usage[16:]'), "''"),
     ('ebs_storage', "usage = 'EBS:SnapshotUsage'", "'snapshot'", "''"),
     ('ebs_storage', "usage = 'EBS:SnapshotArchiveStorage'", "'snapshot_archive'", "''"),
@@ -67,48 +76,58 @@ _RULES = (  # product, condition, variant, option
     ('nat_gateway_gb', "usage = 'NatGateway-Bytes'", "''", "''"),
     ('public_ipv4_hour', "usage in ('PublicIPv4:IdleAddress', 'PublicIPv4:InUseAddress')", "''", "''"),
     ('load_balancer_hour', "usage = 'LoadBalancerUsage'", _choice(_BALANCERS, 'productfamily'), "''"),
+)
+
+# %% ../nbs/17_price_list.ipynb #8a427c46
+_RULES = (
+    *_EC2_RULES,
+    ('rds_instance', """regexp_matches(usage, '^(InstanceUsage|Multi-AZUsage|MirrorUsage):')
+        and lower(licensemodel) in ('no license required', 'license included')""", _TYPE,
+     _choice(_ENGINES, "concat_ws(' ', databaseengine, nullif(databaseedition, ''))") + f" || '|' || {_MULTI_AZ}"),
+    ('rds_storage', "starts_with(usage, 'RDS:') and databaseengine in ('Any', 'PostgreSQL', 'MySQL', 'MariaDB')",
+     _choice(_RDS_STORAGE, "replace(usage[5:], 'Multi-AZ-', '')"), _MULTI_AZ),
+    ('rds_backup_storage', "usage = 'RDS:ChargedBackupUsage'", "''", "''"),
     ('log_storage', "usage = 'TimedStorage-ByteHrs' and starts_with(servicecode, 'AmazonCloudWatch')", "''", "''"),
     ('log_ingestion', "usage = 'DataProcessing-Bytes' and starts_with(servicecode, 'AmazonCloudWatch')", "''", "''"),
     ('s3_storage', "usage = 'TimedStorage-ByteHrs' and starts_with(servicecode, 'AmazonS3')", "'standard'", "''"),
-    ('rds_instance', """regexp_matches(usage, '^(InstanceUsage|Multi-AZUsage|MirrorUsage):')
-        and lower(licensemodel) in ('no license required', 'license included')""", 'instancetype',
-     f"""{_choice(_ENGINES, "concat_ws(' ', databaseengine, nullif(databaseedition, ''))")}
-         || if(starts_with(usage, 'InstanceUsage'), '|single-az', '|multi-az')"""),
-    ('rds_storage', "starts_with(usage, 'RDS:') and databaseengine in ('Any', 'PostgreSQL', 'MySQL', 'MariaDB')",
-     _choice(_RDS_STORAGE, "replace(usage[5:], 'Multi-AZ-', '')"), "if(starts_with(usage, 'RDS:Multi-AZ-'), 'multi-az', 'single-az')"),
-    ('rds_backup_storage', "usage = 'RDS:ChargedBackupUsage'", "''", "''"),
-    ('elasticache_node', "starts_with(usage, 'NodeUsage:')", 'instancetype', 'lower(cacheengine)'),
-    ('opensearch_node', "starts_with(usage, 'ESInstance:')", 'instancetype', "''"),
-    ('redshift_node', "starts_with(usage, 'Node:')", 'instancetype', "''"),
+    ('elasticache_node', "starts_with(usage, 'NodeUsage:')", _TYPE, "nullif(lower(cacheengine), '')"),
+    ('opensearch_node', "starts_with(usage, 'ESInstance:')", _TYPE, "''"),
+    ('redshift_node', "starts_with(usage, 'Node:')", _TYPE, "''"),
 )
 
-# %% ../nbs/17_price_list.ipynb #32decf59
+# %% ../nbs/17_price_list.ipynb #073ec3cf
 _ON_DEMAND = 'JRTCKXETXF'
-_UNITS = {'hrs': 'Hrs', 'hours': 'Hrs', 'gb-mo': 'GB-Mo', 'gb-month': 'GB-Mo', 'gb-months': 'GB-Mo', 'gb': 'GB', 'gigabytes': 'GB',
-          'iops-mo': 'IOPS-Mo', 'mibps-mo': 'MiBps-Mo', 'gibps-mo': 'MiBps-Mo'}  # GiBps-mo is divided by 1024 below
 
-def _places()->pa.Table: # location, region
-    "AWS's names of places and their region ids; the price list still says EU where botocore says Europe"
-    regions = {r: d['description'] for p in Session().get_data('endpoints')['partitions'] for r, d in p['regions'].items()}
-    old = {r: name.replace('Europe (', 'EU (') for r, name in regions.items() if name.startswith('Europe (')}
-    pairs = [*((name, r) for r, name in regions.items()), *((name, r) for r, name in old.items())]
-    return pa.table(dict(location=[name for name, _ in pairs], place=[r for _, r in pairs]))
+def _places()->pa.Table: # location, place: a region id
+    "AWS's names of its regions; price lists still say EU (Paris) where botocore says Europe (Paris)"
+    partitions = Session().get_data('endpoints')['partitions']
+    names = {region: about['description'] for p in partitions for region, about in p['regions'].items()}
+    pairs = [(name, region) for region, name in names.items()]
+    pairs += [(name.replace('Europe (', 'EU ('), region) for name, region in pairs if name.startswith('Europe (')]
+    return pa.table(dict(zip(('location', 'place'), map(list, zip(*pairs)))))
+
+# %% ../nbs/17_price_list.ipynb #3ab014c8
+def _cases(column:int)->str:
+    "SQL that picks a column of the rule that matched"
+    return ' '.join(f'when {n} then {rule[column]}' for n, rule in enumerate(_RULES))
 
 _SOLD = f"""
     with offer as (
-        select *, regexp_replace(usagetype, '^(EU|[A-Z]{{3}}[0-9])-', '') as usage from (select coalesce(columns(*), '') from incoming)
+        select *, regexp_replace(usagetype, '^(EU|[A-Z]{{3}}[0-9])-', '') as usage
+        from (select coalesce(columns(*), '') from incoming)
         where offertermcode = '{_ON_DEMAND}' and locationtype in ('AWS Region', '')),
-    ruled as (select *, case {' '.join(f'when {when} then {n}' for n, (_, when, _, _) in enumerate(_RULES))} end as rule from offer),
+    ruled as (select *, case {' '.join(f'when {r[1]} then {n}' for n, r in enumerate(_RULES))} end as rule from offer),
     keyed as (
-        select {[product for product, *_ in _RULES]}[rule + 1] as product,
-               case rule {' '.join(f'when {n} then {variant}' for n, (_, _, variant, _) in enumerate(_RULES))} end as variant,
-               case rule {' '.join(f'when {n} then {option}' for n, (_, _, _, option) in enumerate(_RULES))} end as option,
-               coalesce(nullif(regioncode, ''), place) as region, sku, {_choice(_UNITS, 'lower(unit)')} as unit, currency,
-               try_cast(effectivedate[:10] as date) as effective_date, try_cast(startingrange as double) as tier,
-               cast(try_cast(priceperunit as decimal(18, 10)) * if(lower(unit) = 'gibps-mo', 0.0009765625, 1) as decimal(18, 10)) as price
+        select {[rule[0] for rule in _RULES]}[rule + 1] as product, case rule {_cases(2)} end as variant,
+               case rule {_cases(3)} end as option, coalesce(nullif(regioncode, ''), place) as region, sku,
+               {_choice(_UNITS, 'lower(unit)')} as unit, currency,
+               try_cast(effectivedate[:10] as date) as effective_date,
+               try_cast(startingrange as double) as tier, try_cast(priceperunit as decimal(18, 10)) as listed,
+               cast(if(lower(unit) = 'gibps-mo', listed * 0.0009765625, listed) as decimal(18, 10)) as price  -- 1/1024
         from ruled left join places using (location) where rule is not null)
-    select * from keyed
-    where variant is not null and option is not null and regexp_full_match(region, '{REGION}') and (price is null or price > 0)
+    from keyed
+    where variant is not null and option is not null and regexp_full_match(region, '{REGION}')
+      and (price is null or price > 0)
     qualify tier is not distinct from min(tier) over (partition by sku, region, product, variant, option)"""
 
 # %% ../nbs/17_price_list.ipynb #d3ed913b
@@ -124,34 +143,46 @@ def _book(
                                                sold_per=[p.unit for p in PRODUCTS.values()])))
         con.execute(f'create table sold as {_SOLD}')
         table = con.sql("""
-            select service, region, product, variant, option, unit, price as list_unit_price, currency, effective_date, $source as source
-            from sold join products using (product) where unit = sold_per""", params=dict(source=source)).to_arrow_table()
+            select service, region, product, variant, option, unit, price as list_unit_price, currency, effective_date,
+                   $source as source
+            from sold join products using (product) where unit = sold_per""", params=dict(source=source)
+        ).to_arrow_table()
         offered = con.execute('select count(*) from sold').fetchone()[0]
-    if offered > table.num_rows: log.warning('%s: left out %d prices in a unit of another kind', source, offered - table.num_rows)
+    if offered > table.num_rows:
+        log.warning('%s: left out %d prices in a unit of another kind', source, offered - table.num_rows)
     book = PriceBook(table.cast(SCHEMA))
     log.info('%s: %d prices', source, book.table.num_rows)
     return book
 
-# %% ../nbs/17_price_list.ipynb #859309ec
-def _unpacked(path:Path):
+# %% ../nbs/17_price_list.ipynb #0f6fc1d5
+def _unpacked(path:Path)->BinaryIO:
     "A price list file opened for reading bytes, unpacked when its name ends in .gz"
-    return gzip.open(path) if path.suffix == '.gz' else open(path, 'rb')
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == '.gz' else open(path, 'rb')
 
-def _read_csv(path:Path)->PriceBook:
-    "Stream a bulk offer CSV; raises ContractError when it is cut or lacks a column every offer file has"
+def _header(path:Path)->tuple[dict[str, str], dict[str, str]]: # what lines 1-5 say; columns of line 6 by our name
+    "Read the first six lines of a bulk CSV; raises ContractError when a column is missing that every offer file has"
     with _unpacked(path) as f:
         first = list(csv.reader(f.readline().decode('utf-8', 'replace').lstrip('\ufeff') for _ in range(6)))
     about = {line[0]: line[1] for line in first[:5] if len(line) == 2}
     headings = {_key(h): h for h in first[5]} if len(first) == 6 else {}
     if lacking := [name for name in (*_TERM, 'usagetype') if name not in headings]:
-        raise ContractError(f"{path.name} starts like a bulk offer file, but its sixth line lacks {', '.join(lacking)}. "
-                            'Download the CSV of one service again, on-demand prices, unchanged.')
-    wanted = [headings.get(name, name) for name in OFFER.names]
-    options = pcsv.ConvertOptions(include_columns=wanted, include_missing_columns=True, column_types=dict.fromkeys(wanted, pa.string()))
+        raise ContractError(f"{path.name} starts like an offer file, but its sixth line lacks {', '.join(lacking)}. "
+                            'Download the CSV of one service again and leave it unchanged.')
+    return about, headings
+
+# %% ../nbs/17_price_list.ipynb #af075433
+def _read_csv(path:Path)->PriceBook:
+    "Stream a bulk offer CSV; raises ContractError when it is cut or lacks a column every offer file has"
     try:
+        about, headings = _header(path)
+        wanted = [headings.get(name, name) for name in OFFER.names]
+        options = pcsv.ConvertOptions(include_columns=wanted, include_missing_columns=True,
+                                      column_types=dict.fromkeys(wanted, pa.string()))
         with _unpacked(path) as f:
-            stream = pcsv.open_csv(f, pcsv.ReadOptions(skip_rows=5), pcsv.ParseOptions(newlines_in_values=True), options)
-            offers = pa.RecordBatchReader.from_batches(OFFER, (pa.record_batch(b.columns, schema=OFFER) for b in stream))
+            parse = pcsv.ParseOptions(newlines_in_values=True)
+            blocks = pcsv.open_csv(f, pcsv.ReadOptions(skip_rows=5), parse, options)
+            renamed = (pa.record_batch(block.columns, schema=OFFER) for block in blocks)
+            offers = pa.RecordBatchReader.from_batches(OFFER, renamed)
             return _book(offers, f"AWS Price List {about.get('OfferCode', '')} {about.get('Version', '')} (bulk CSV)")
     except (pa.ArrowException, duckdb.Error, OSError, EOFError) as e:
         raise ContractError(f"{path.name} can not be read to its end: {e}. Is it cut? Download it again.") from e
@@ -190,9 +221,11 @@ def _flat(sku:str, product:_Product, terms:Iterable[_Term])->Iterator[dict]: # r
     for term in terms:
         for price in term.price_dimensions.values():
             for currency, amount in price.price_per_unit.items():
-                yield about | dict(offertermcode=term.offer_term_code, effectivedate=term.effective_date, unit=price.unit,
-                                   startingrange=price.begin_range, priceperunit=amount, currency=currency)
+                yield about | dict(offertermcode=term.offer_term_code, effectivedate=term.effective_date,
+                                   unit=price.unit, startingrange=price.begin_range, priceperunit=amount,
+                                   currency=currency)
 
+# %% ../nbs/17_price_list.ipynb #3bcf2a42
 def _batches(rows:Iterable[dict])->pa.RecordBatchReader:
     "Rows of `OFFER`, in batches"
     rows = iter(rows)
@@ -210,25 +243,27 @@ def from_products(
                 item = msgspec.json.decode(item, type=_Item)
                 terms = msgspec.json.decode(item.terms.get('OnDemand', b'{}'), type=dict[str, _Term])
             except (msgspec.MsgspecError, TypeError) as e:
-                raise ContractError(f"Entry {n} is no product of get_products: {e}. Pass the strings of PriceList, unchanged.") from e
+                raise ContractError(f"Entry {n} is no product of get_products: {e}. "
+                                    'Pass the strings of PriceList, unchanged.') from e
             yield from _flat(item.product.sku, item.product, terms.values())
     return _book(pa.Table.from_batches(_batches(rows()), OFFER), 'AWS Price List (get_products)')
 
-# %% ../nbs/17_price_list.ipynb #413d3f28
-MAX_JSON_BYTES = 512 * 2**20
+# %% ../nbs/17_price_list.ipynb #a33428d4
+MAX_JSON_BYTES = 256 * 2**20
 
 def _read_json(path:Path)->PriceBook:
     "Read a bulk JSON file or a saved get_products reply; raises ContractError when it is neither, cut, or too large"
     try:
         with _unpacked(path) as f: text = f.read(MAX_JSON_BYTES + 1)
         if len(text) > MAX_JSON_BYTES:
-            raise ContractError(f"{path.name} is over {MAX_JSON_BYTES // 2**20} MiB of JSON. Download the CSV of the same offer: it is streamed.")
+            raise ContractError(f"{path.name} is over {MAX_JSON_BYTES // 2**20} MiB of JSON. "
+                                'Download the CSV of the same offer: it is streamed.')
         found = msgspec.json.decode(text, type=dict[str, msgspec.Raw]|list[str])
         if isinstance(found, list): return from_products(found)
         if 'PriceList' in found: return from_products(msgspec.json.decode(found['PriceList'], type=list[str]))
         if not {'products', 'terms'} <= set(found):
-            raise ContractError(f"{path.name} is JSON with the keys {sorted(found)[:5]}, not a price list. Expected `products` and `terms` "
-                                '(an offer file; an index only names them) or `PriceList` (a get_products reply).')
+            raise ContractError(f"{path.name} is JSON without `products` and `terms` (an offer file; an index only "
+                                'names those) or `PriceList` (of get_products). Download the offer file itself.')
         offers = msgspec.json.decode(text, type=_Offers)
         terms = msgspec.json.decode(offers.terms.get('OnDemand', b'{}'), type=dict[str, dict[str, _Term]])
     except (msgspec.MsgspecError, OSError, EOFError) as e:
@@ -240,13 +275,14 @@ def _read_json(path:Path)->PriceBook:
 def read_price_list(
     path:Path  # bulk CSV, bulk JSON or a saved get_products reply, also with .gz
 )->PriceBook: # on-demand prices of the products in `prices.PRODUCTS`; empty when the list sells none of them
-    "Read an AWS price list file; raises ConfigError when there is none and ContractError when it is not a price list or cut"
+    "Read an AWS price list file; raises ConfigError for no file, ContractError for one that is no price list or is cut"
     path = Path(path)
-    if not path.is_file(): raise ConfigError(f"Price list {path} does not exist. Correct the path, or download the list.")
+    if not path.is_file(): raise ConfigError(f"Price list {path} does not exist. Correct the path or download it.")
     try:
         with _unpacked(path) as f: start = f.read(100).decode('utf-8', 'replace').lstrip('\ufeff \t\r\n')
-    except (OSError, EOFError) as e: raise ContractError(f"{path.name} can not be unpacked: {e}. Download it again.") from e
+    except (OSError, EOFError) as e:
+        raise ContractError(f"{path.name} can not be unpacked: {e}. Download it again.") from e
     if start[:1] in ('{', '['): return _read_json(path)
     if start.replace('"', '').startswith('FormatVersion,'): return _read_csv(path)
-    raise ContractError(f"{path.name} is not an AWS price list. Expected a bulk offer CSV (first line FormatVersion), a bulk offer "
-                        'JSON (products and terms), or the PriceList of get_products.')
+    raise ContractError(f"{path.name} is not an AWS price list. Expected a bulk offer CSV (first line FormatVersion), "
+                        'a bulk offer JSON (products and terms), or the PriceList of get_products.')

@@ -36,23 +36,23 @@ class Product:
     table: str    # catalog table it appears in, '' for none
 
 PRODUCTS = {name: Product(*rest) for name, *rest in (map(str.strip, line.split(';')) for line in """
-    instance           ; AmazonEC2         ; Hrs      ; instance type                           ; operating system  ; ec2_prices
-    ebs_storage        ; AmazonEC2         ; GB-Mo    ; volume type, snapshot, snapshot_archive ;                   ; ebs_prices
-    ebs_iops           ; AmazonEC2         ; IOPS-Mo  ; volume type                             ;                   ; ebs_prices
-    ebs_throughput     ; AmazonEC2         ; MiBps-Mo ; volume type                             ;                   ; ebs_prices
-    nat_gateway_hour   ; AmazonEC2         ; Hrs      ;                                         ;                   ; unit_prices
-    nat_gateway_gb     ; AmazonEC2         ; GB       ;                                         ;                   ; unit_prices
-    public_ipv4_hour   ; AmazonVPC         ; Hrs      ;                                         ;                   ; unit_prices
-    load_balancer_hour ; AWSELB            ; Hrs      ; application, network, gateway, classic  ;                   ; unit_prices
-    log_storage        ; AmazonCloudWatch  ; GB-Mo    ;                                         ;                   ; unit_prices
-    log_ingestion      ; AmazonCloudWatch  ; GB       ;                                         ;                   ; unit_prices
-    rds_instance       ; AmazonRDS         ; Hrs      ; instance class                          ; engine|deployment ; rds_prices
-    rds_storage        ; AmazonRDS         ; GB-Mo    ; storage type                            ; deployment        ; rds_storage_prices
-    rds_backup_storage ; AmazonRDS         ; GB-Mo    ;                                         ;                   ; unit_prices
-    s3_storage         ; AmazonS3          ; GB-Mo    ; storage class                           ;                   ; unit_prices
-    elasticache_node   ; AmazonElastiCache ; Hrs      ; node type                               ; engine            ;
-    opensearch_node    ; AmazonES          ; Hrs      ; instance type                           ;                   ;
-    redshift_node      ; AmazonRedshift    ; Hrs      ; node type                               ;                   ;
+    instance          ; AmazonEC2        ; Hrs     ; instance type          ; operating system ; ec2_prices
+    ebs_storage       ; AmazonEC2        ; GB-Mo   ; volume or snapshot type;                  ; ebs_prices
+    ebs_iops          ; AmazonEC2        ; IOPS-Mo ; volume type            ;                  ; ebs_prices
+    ebs_throughput    ; AmazonEC2        ; MiBps-Mo; volume type            ;                  ; ebs_prices
+    nat_gateway_hour  ; AmazonEC2        ; Hrs     ;                        ;                  ; unit_prices
+    nat_gateway_gb    ; AmazonEC2        ; GB      ;                        ;                  ; unit_prices
+    public_ipv4_hour  ; AmazonVPC        ; Hrs     ;                        ;                  ; unit_prices
+    load_balancer_hour; AWSELB           ; Hrs     ; kind                   ;                  ; unit_prices
+    log_storage       ; AmazonCloudWatch ; GB-Mo   ;                        ;                  ; unit_prices
+    log_ingestion     ; AmazonCloudWatch ; GB      ;                        ;                  ; unit_prices
+    rds_instance      ; AmazonRDS        ; Hrs     ; instance class         ; engine|deployment; rds_prices
+    rds_storage       ; AmazonRDS        ; GB-Mo   ; storage type           ; deployment       ; rds_storage_prices
+    rds_backup_storage; AmazonRDS        ; GB-Mo   ;                        ;                  ; unit_prices
+    s3_storage        ; AmazonS3         ; GB-Mo   ; storage class          ;                  ; unit_prices
+    elasticache_node  ; AmazonElastiCache; Hrs     ; node type              ; engine           ;
+    opensearch_node   ; AmazonES         ; Hrs     ; instance type          ;                  ;
+    redshift_node     ; AmazonRedshift   ; Hrs     ; node type              ;                  ;
 """.strip().splitlines())}
 
 # %% ../nbs/16_prices.ipynb #bf76935f
@@ -67,24 +67,27 @@ _FAULTS = {
     ' or '.join(f'r.{name} is null' for name in SCHEMA.names):
         'has an empty column. A price needs all ten; without a variant or option, that column is the empty text.',
     'p.name is null': f"is not a product of the vocabulary. Use one of: {', '.join(PRODUCTS)}.",
-    'r.service <> p.service or r.unit <> p.unit': 'is under another service or unit than the vocabulary says. Convert it.',
+    'r.service <> p.service or r.unit <> p.unit':
+        'is under another service or unit than the vocabulary gives its product. Convert it.',
     f"not regexp_full_match(r.region, '{REGION}')": 'has no region. Use a region id such as eu-west-1.',
     "not regexp_full_match(r.currency, '[A-Z]{3}')": 'has no currency. Use three letters of ISO 4217, e.g. USD.',
     'r.list_unit_price < 0': 'is negative. A credit is not a price.',
-    "regexp_matches(concat(r.region, r.variant, r.option, r.source), '[\\x00-\\x1f]')": 'holds a control character. Remove it.',
+    "regexp_matches(concat(r.region, r.variant, r.option, r.source), '[\\x00-\\x1f]')":
+        'holds a control character. Remove it.',
 }
 
 def _check(
     con:duckdb.DuckDBPyConnection  # holds the incoming rows as `incoming`
 ):
-    "Raise ContractError for the first row that breaks a rule"
+    "Raise ContractError for a row that breaks a rule"
     con.register('products', pa.table({'name': list(PRODUCTS), 'service': [p.service for p in PRODUCTS.values()],
                                        'unit': [p.unit for p in PRODUCTS.values()]}))
-    for fault, words in _FAULTS.items():
-        bad = con.execute(f"""
-            select concat_ws(' ', r.product, nullif(r.variant, ''), nullif(r.option, '')), r.region
-            from incoming r left join products p on p.name = r.product where {fault} limit 1""").fetchone()
-        if bad: raise ContractError(f"Price of {bad[0]!r} in {bad[1]!r} {words}")
+    rules = ' '.join(f'when {fault} then {n}' for n, fault in enumerate(_FAULTS))
+    bad = con.execute(f"""
+        select concat_ws(' ', r.product, nullif(r.variant, ''), nullif(r.option, '')), r.region,
+               case {rules} end as fault
+        from incoming r left join products p on p.name = r.product where fault is not null limit 1""").fetchone()
+    if bad: raise ContractError(f"Price of {bad[0]!r} in {bad[1]!r} {list(_FAULTS.values())[bad[2]]}")
 
 # %% ../nbs/16_prices.ipynb #5eb11570
 _NEWEST = f"""
@@ -188,9 +191,11 @@ def freeze(
 def open_book(path:Path)->PriceBook: # equal to the book that was frozen
     "Read a frozen book; raises ConfigError when there is none and ContractError when the file is damaged or is no book"
     path = Path(path)
-    if not path.is_file(): raise ConfigError(f"Price book {path} does not exist. Freeze one there, or correct the path.")
-    try: table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as e:
+    if not path.is_file(): raise ConfigError(f"Price book {path} does not exist. Freeze one there or correct the path.")
+    try:
+        table = pq.ParquetFile(path).read()
+        table.validate(full=True)
+    except (pa.ArrowException, ValueError, OSError) as e:
         raise ContractError(f"Price book {path} can not be read: {e}. Restore it, or freeze the book again.") from e
     book, stated = PriceBook(table), (table.schema.metadata or {}).get(_HASH, b'').decode()
     if stated and stated != book.content_hash:
@@ -215,7 +220,8 @@ def shipped_instance_types()->pa.Table: # the catalog's columns of instance_type
 _VIEWS = {
     'ec2_prices': 'variant as instance_type, option as operating_system',
     'ebs_prices': "variant as volume_type, replace(product, 'ebs_', '') as component",
-    'rds_prices': "variant as instance_class, split_part(option, '|', 1) as engine, split_part(option, '|', 2) as deployment",
+    'rds_prices': """variant as instance_class, split_part(option, '|', 1) as engine,
+        split_part(option, '|', 2) as deployment""",
     'rds_storage_prices': 'variant as storage_type, option as deployment',
     'unit_prices': "concat_ws('.', product, nullif(variant, '')) as product",
 }

@@ -58,22 +58,25 @@ MANIFEST_BYTES = 1 << 20   # a manifest is a few hundred bytes; more than 1 MiB 
 def read_object(path:Path)->dict:
     "A JSON object from a file; raises ExportError when it is something else"
     try: res = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as e: raise ExportError(f"{path.name} is not readable: {type(e).__name__}.") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise ExportError(f"{path.name} is not readable: {type(e).__name__}.") from None
     if not isinstance(res, dict): raise ExportError(f"{path.name} holds a {type(res).__name__}, not an object.")
     return res
 
 def read_manifest(folder:Path, tenant_id:str)->dict:
     "`current.json` of a tenant, with `files` cut down to those that are known; raises NoExport or ExportError"
     path = folder/'current.json'
-    if not path.is_file(): raise NoExport(f"Tenant {tenant_id} has no current.json. Run `finops-nb run --tenant {tenant_id}`.")
-    if path.stat().st_size > MANIFEST_BYTES: raise ExportError(f"current.json of {tenant_id} is larger than {MANIFEST_BYTES} bytes.")
+    if not path.is_file():
+        raise NoExport(f"Tenant {tenant_id} has no current.json. Run `finops-nb run --tenant {tenant_id}`.")
+    def refuse(why:str): raise ExportError(f"current.json of {tenant_id} {why}.")
+    if path.stat().st_size > MANIFEST_BYTES: refuse(f'is larger than {MANIFEST_BYTES} bytes')
     m = read_object(path)
-    if m.get('format', FORMAT) != FORMAT: raise ExportError(f"current.json of {tenant_id} has a format other than {FORMAT}.")
-    if m.get('tenant_id') != tenant_id: raise ExportError(f"current.json in the folder of {tenant_id} belongs to another tenant.")
-    if not EXPORT_ID.fullmatch(str(m.get('export_id'))): raise ExportError(f"current.json of {tenant_id} names no valid export_id.")
-    files = m.get('files') if isinstance(m.get('files'), dict) else {}
-    files = {n: files[n] for d in DOCUMENTS for n in (d, f'{d}.gz') if isinstance(files.get(n), dict)}
-    if missing := [n for n in REQUIRED if n not in files]: raise ExportError(f"current.json of {tenant_id} lists no {missing[0]}.")
+    if m.get('format', FORMAT) != FORMAT: refuse(f'has a format other than {FORMAT}')
+    if m.get('tenant_id') != tenant_id: refuse('belongs to another tenant')
+    if not EXPORT_ID.fullmatch(str(m.get('export_id'))): refuse('names no valid export_id')
+    listed = m['files'] if isinstance(m.get('files'), dict) else {}
+    files = {n: listed[n] for d in DOCUMENTS for n in (d, f'{d}.gz') if isinstance(listed.get(n), dict)}
+    if missing := [n for n in REQUIRED if n not in files]: refuse(f'lists no {missing[0]}')
     return m | dict(files=files)
 
 # %% ../nbs/66_published.ipynb #0ddd1cff
@@ -81,8 +84,10 @@ def check_file(folder:Path, name:str, fact:dict)->None:
     "Raise ExportError unless the file has the size and sha256 that the manifest states"
     try:
         with (folder/name).open('rb') as f:
-            if os.fstat(f.fileno()).st_size != fact.get('bytes'): raise ExportError(f"{name} is not {fact.get('bytes')} bytes long.")
-            if hashlib.file_digest(f, 'sha256').hexdigest() != fact.get('sha256'): raise ExportError(f"{name} does not have the sha256 of the manifest.")
+            if os.fstat(f.fileno()).st_size != fact.get('bytes'):
+                raise ExportError(f"{name} is not {fact.get('bytes')} bytes long.")
+            if hashlib.file_digest(f, 'sha256').hexdigest() != fact.get('sha256'):
+                raise ExportError(f"{name} does not have the sha256 of the manifest.")
     except OSError as e: raise ExportError(f"{name} is not readable: {type(e).__name__}.") from None
 
 def _time(text:object)->datetime|None:
@@ -96,17 +101,19 @@ def load_export(root:Path, tenant_id:str)->Export:
     m = read_manifest(root/tenant_id, tenant_id)
     folder = root/tenant_id/'exports'/m['export_id']
     for name, fact in m['files'].items(): check_file(folder, name, fact)
-    identity = json.dumps([tenant_id, m['export_id'], m.get('as_of'), {n: f['sha256'] for n, f in m['files'].items()}], sort_keys=True)
-    export = Export(tenant_id, m['export_id'], _time(m.get('as_of')), hashlib.sha256(identity.encode()).hexdigest(), folder, m['files'],
-                    read_object(folder/'summary.json'))
+    hashes = {name: fact['sha256'] for name, fact in m['files'].items()}
+    identity = json.dumps([tenant_id, m['export_id'], m.get('as_of'), hashes], sort_keys=True)
+    export = Export(tenant_id, m['export_id'], _time(m.get('as_of')), hashlib.sha256(identity.encode()).hexdigest(), folder,
+                    m['files'], read_object(folder/'summary.json'))
     open_findings(export).close()
     return export
 
 # %% ../nbs/66_published.ipynb #317475fb
-_TYPES = {'text': 'VARCHAR', 'enum': 'VARCHAR', 'tenant': 'VARCHAR', 'time': 'TIMESTAMPTZ', 'date': 'DATE', 'money': 'DECIMAL(18,6)', 'u8': 'UTINYINT',
-          'u16': 'USMALLINT', 'texts': 'VARCHAR[]', 'links': 'STRUCT(label VARCHAR, url VARCHAR)[]', 'text_map': 'MAP(VARCHAR, VARCHAR)',
+_TYPES = {'text': 'VARCHAR', 'enum': 'VARCHAR', 'tenant': 'VARCHAR', 'time': 'TIMESTAMPTZ', 'date': 'DATE',
+          'money': 'DECIMAL(18,6)', 'u8': 'UTINYINT', 'u16': 'USMALLINT', 'texts': 'VARCHAR[]',
+          'links': 'STRUCT(label VARCHAR, url VARCHAR)[]', 'text_map': 'MAP(VARCHAR, VARCHAR)',
           'money_map': 'MAP(VARCHAR, DECIMAL(18,6))'}
-COLUMNS = {f.path.replace('.', '_'): _TYPES[f.kind] for f in FIELDS} | {'group_id': 'VARCHAR', 'is_group_winner': 'BOOLEAN'}
+COLUMNS = {f.path.replace('.', '_'): _TYPES[f.kind] for f in FIELDS} | dict(group_id='VARCHAR', is_group_winner='BOOLEAN')
 NEEDED = 'tenant_id', 'fingerprint', 'check_id', 'status'
 
 def exact_path(path:Path)->str:
@@ -116,26 +123,29 @@ def exact_path(path:Path)->str:
 def sandbox(path:Path)->duckdb.DuckDBPyConnection:
     "An in-memory database that may read one file and nothing else"
     db = duckdb.connect(config=dict(threads=2, async_threads=1))
-    for setting in (f"allowed_paths=[{exact_path(path)}]", "memory_limit='1GB'", "temp_directory=''", "TimeZone='UTC'", "parquet_metadata_cache=true",
-                    "autoinstall_known_extensions=false", "autoload_known_extensions=false", "allow_community_extensions=false",
-                    "enable_external_access=false", "lock_configuration=true"):
+    for setting in (f"allowed_paths=[{exact_path(path)}]", "memory_limit='1GB'", "temp_directory=''", "TimeZone='UTC'",
+                    "parquet_metadata_cache=true", "autoinstall_known_extensions=false", "autoload_known_extensions=false",
+                    "allow_community_extensions=false", "enable_external_access=false", "lock_configuration=true"):
         db.execute(f'set {setting}')
     return db
 
 # %% ../nbs/66_published.ipynb #b483233e
 def open_findings(export:Export)->duckdb.DuckDBPyConnection:
-    "A sandboxed database with the view `findings` over the export; raises ExportError for a foreign row or a file that does not fit"
+    "A sandboxed database with the view `findings`; raises ExportError for a foreign row or a file that does not fit"
     path = export.folder/'findings.parquet'
     db = sandbox(path)
     try:
         source = f"read_parquet({exact_path(path)}, hive_partitioning=false, file_row_number=true)"
         present = {r[0] for r in db.sql(f'describe from {source}').fetchall()}
-        if missing := [c for c in NEEDED if c not in present]: raise ExportError(f"findings.parquet has no column {missing[0]}.")
+        if missing := [c for c in NEEDED if c not in present]:
+            raise ExportError(f"findings.parquet has no column {missing[0]}.")
         columns = {c: f'"{c}"::{t}' if c in present else f'null::{t}' for c, t in COLUMNS.items()}
         columns['is_group_winner'] = f"coalesce({columns['is_group_winner']}, true)"
-        db.execute(f"create view findings as select {', '.join(f'{x} as {c}' for c, x in columns.items())}, file_row_number from {source}")
-        foreign = db.execute('select count(*) from findings where tenant_id is distinct from $t', dict(t=export.tenant_id)).fetchone()
-        if foreign != (0,): raise ExportError(f"findings.parquet of {export.tenant_id} holds rows of another tenant.")
+        selected = ', '.join(f'{x} as {c}' for c, x in columns.items())
+        db.execute(f'create view findings as select {selected}, file_row_number from {source}')
+        foreign = 'select count(*) from findings where tenant_id is distinct from $tenant_id'
+        if db.execute(foreign, dict(tenant_id=export.tenant_id)).fetchone() != (0,):
+            raise ExportError(f"findings.parquet of {export.tenant_id} holds rows of another tenant.")
         return db
     except duckdb.Error as e:
         db.close()
@@ -177,7 +187,8 @@ def _facts(path:Path)->tuple:
 
 def _stamp(folder:Path, failed:bool)->tuple:
     "Changes when current.json does; after a failure also when any file of the tenant does"
-    return _facts(folder/'current.json'), tuple((p.name, _facts(p)) for p in sorted(folder.glob('exports/*/*'))) if failed else None
+    data = tuple((p.name, _facts(p)) for p in sorted(folder.glob('exports/*/*'))) if failed else None
+    return _facts(folder/'current.json'), data
 
 # %% ../nbs/66_published.ipynb #806f309f
 class Store:
@@ -185,11 +196,14 @@ class Store:
     def __init__(self, root:Path, tenants:Iterable[str]):
         self.root, self.pool, self.tenants = Path(root).absolute(), Pool(), tuple(sorted(set(tenants)))
         for t in self.tenants:
-            if not TENANT_ID.fullmatch(t): raise ConfigError(f"{t!r} is no tenant id. It must match {TENANT_ID.pattern}.")
+            if not TENANT_ID.fullmatch(t):
+                raise ConfigError(f"{t!r} is no tenant id. It must match {TENANT_ID.pattern}.")
         self._slots = {t: _Slot() for t in self.tenants}
 
     def current(self, tenant_id:str)->tuple[Export, bool]: # (export, whether a newer one exists that cannot be shown)
-        "The newest export that passed its checks; raises KeyError for an unknown tenant, NoExport or ExportError when there is none to show"
+        """The newest export that passed its checks.
+
+        Raises KeyError for an unknown tenant, NoExport or ExportError when there is none to show."""
         slot, folder = self._slots[tenant_id], self.root/tenant_id
         if slot.stamp != _stamp(folder, slot.error is not None) and slot.lock.acquire(blocking=not slot.exports):
             try: self._reload(slot, folder, tenant_id)
@@ -199,10 +213,10 @@ class Store:
 
     def _reload(self, slot:_Slot, folder:Path, tenant_id:str)->None:
         if slot.stamp == _stamp(folder, slot.error is not None): return   # another thread did it while we waited
-        stamp, failed = _stamp(folder, False), _stamp(folder, True)       # before reading: a change meanwhile shows next time
+        stamp, failed = _stamp(folder, False), _stamp(folder, True)   # before reading: a change meanwhile shows next time
         try: export = load_export(self.root, tenant_id)
         except (ExportError, OSError) as e:
-            slot.error = e if isinstance(e, ExportError) else ExportError(f"The export of {tenant_id} is not readable: {type(e).__name__}.")
+            slot.error = e if isinstance(e, ExportError) else ExportError(f"The files are not readable: {type(e).__name__}.")
             slot.stamp = failed
             log.warning('export of %s is not shown: %s', tenant_id, slot.error)
             return

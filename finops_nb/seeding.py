@@ -12,7 +12,7 @@ __all__ = ['ROLE', 'PLATFORMS', 'DESCRIPTIONS', 'ENGINE_VERSIONS', 'WEEK', 'SERI
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zlib import crc32
 
@@ -30,9 +30,11 @@ class Emulated:
         url:str,              # of the emulated AWS, in this process
         as_of:datetime=AS_OF  # ages count from here
     ):
-        self.url, self.as_of, self.names = url, as_of.astimezone(timezone.utc), {}
+        self.url, self.as_of = url, as_of.astimezone(UTC)
+        self.names: dict[str, str] = {}
         self.accounts = {a['account']: a for a in ACCOUNTS}
-        self._session, self._keys, self._clients = boto3.Session('testing', 'testing'), {}, {}
+        self._clients, self._keys = dict[tuple, Any](), dict[str, dict]()
+        self._session = boto3.Session('testing', 'testing')
         sts = self._session.client('sts', 'us-east-1', endpoint_url=url)
         for a in ACCOUNTS:
             role = sts.assume_role(RoleArn=ROLE.format(**a), RoleSessionName='seeding', ExternalId=a['external_id'])
@@ -44,13 +46,16 @@ class Emulated:
         "A client for the row's account and region"
         key = row['account'], row['region'], service
         if key not in self._clients:
-            self._clients[key] = self._session.client(service, row['region'], endpoint_url=self.url, **self._keys[row['account']])
+            self._clients[key] = self._session.client(service, row['region'], endpoint_url=self.url,
+                                                      **self._keys[row['account']])
         return self._clients[key]
 
     def store(self, row:Row, service:str)->Any:
         "moto's objects behind that client; S3 has one store for all regions"
         from moto.backends import get_backend
-        return get_backend(service)[self.accounts[row['account']]['account_id']]['aws' if service == 's3' else row['region']]
+        name: Any = service   # moto's types want a literal
+        account_id = self.accounts[row['account']]['account_id']
+        return get_backend(name)[account_id]['aws' if service == 's3' else row['region']]
 
 # %% ../nbs/74_seeding.ipynb #abdeef18
 def tags_of(aws:Emulated, row:Row, name:str)->list[dict[str, str]]:
@@ -77,7 +82,8 @@ def age_instance(aws:Emulated, row:Row, name:str, instance_id:str)->None:
     it.platform_details, it.usage_operation = PLATFORMS.get(row['kind'], ('Linux/UNIX', 'RunInstances'))
     it.architecture = 'arm64' if 'g' in row['type'].partition('.')[0][1:] else 'x86_64'
     if row['kind'] == 'windows': it.platform = 'windows'
-    if row['kind'] == 'marketplace': it.product_codes = [dict(ProductCodeId='8gfx2u6kbz1t0nq4y', ProductCodeType='marketplace')]
+    if row['kind'] == 'marketplace':
+        it.product_codes = [dict(ProductCodeId='8gfx2u6kbz1t0nq4y', ProductCodeType='marketplace')]
     if row['kind'] == 'asg': it.add_tags({'aws:autoscaling:groupName': row['name']})
     if row['kind'] == 'stopped':
         it.launch_time -= timedelta(days=200)
@@ -96,12 +102,13 @@ def seed_instances(aws:Emulated, rows:Iterable[Row]=INSTANCES)->None:
     for row, i, name in each(rows):
         ec2, (disk, gib) = aws.client(row, 'ec2'), row['disk'].split()
         market = dict(InstanceMarketOptions=dict(MarketType='spot')) if row['kind'] == 'spot' else {}
-        tags = [dict(ResourceType=t, Tags=tags_of(aws, row, n)) for t, n in (('instance', name), ('volume', f'{name}-root'))]
+        tags = [dict(ResourceType=kind, Tags=tags_of(aws, row, n))
+                for kind, n in (('instance', name), ('volume', f'{name}-root'))]
         made = ec2.run_instances(
             ImageId='ami-0d8e27447ec2c8410', InstanceType=row['type'], MinCount=1, MaxCount=1, TagSpecifications=tags,
             Placement=dict(AvailabilityZone=row['region'] + 'ab'[i % 2]), **market,
-            BlockDeviceMappings=[dict(DeviceName='/dev/xvda', Ebs=dict(VolumeType=disk, VolumeSize=int(gib)))])['Instances'][0]
-        instance = made['InstanceId']
+            BlockDeviceMappings=[dict(DeviceName='/dev/xvda', Ebs=dict(VolumeType=disk, VolumeSize=int(gib)))])
+        instance = made['Instances'][0]['InstanceId']
         root = aws.store(row, 'ec2').get_instance(instance).block_device_mapping['/dev/xvda'].volume_id
         if row['kind'] == 'stopped': ec2.stop_instances(InstanceIds=[instance])
         age_instance(aws, row, name, instance)
@@ -121,7 +128,8 @@ def seed_volumes(aws:Emulated, rows:Iterable[Row]=VOLUMES)->None:
         aws.names[made] = name
 
 DESCRIPTIONS = {
-    'ami': 'Created by CreateImage(i-0a1b2c3d4e5f60718) for {image}', 'backup': 'This snapshot is created by the AWS Backup service.',
+    'ami': 'Created by CreateImage(i-0a1b2c3d4e5f60718) for {image}',
+    'backup': 'This snapshot is created by the AWS Backup service.',
     'dlm': 'Created for policy: policy-0a1b2c3d4e5f60718 schedule: daily',
 }
 
@@ -134,7 +142,8 @@ def seed_snapshots(aws:Emulated, rows:Iterable[Row]=SNAPSHOTS)->None:
             image = ec2.register_image(Name=row['name'], RootDeviceName='/dev/xvda')['ImageId']
             made.append(store.amis[image].ebs_snapshot.id)
         else:
-            source = ids.get(row['of']) or ec2.create_volume(AvailabilityZone=f"{row['region']}a", Size=row['gib'])['VolumeId']
+            zone = f"{row['region']}a"
+            source = ids.get(row['of']) or ec2.create_volume(AvailabilityZone=zone, Size=row['gib'])['VolumeId']
             made += [ec2.create_snapshot(VolumeId=source)['SnapshotId'] for _ in names(row)]
             if not row['of']: ec2.delete_volume(VolumeId=source)
         for snapshot, name, age in zip(made, names(row), str(row['age']).split(), strict=True):
@@ -168,9 +177,10 @@ def seed_nat_gateways(aws:Emulated, rows:Iterable[Row]=NAT_GATEWAYS)->None:
         ec2 = aws.client(row, 'ec2')
         made = ec2.create_nat_gateway(
             SubnetId=ec2.describe_subnets()['Subnets'][0]['SubnetId'], AllocationId=allocate(aws, row, f'{name}-ip'),
-            TagSpecifications=[dict(ResourceType='natgateway', Tags=tags_of(aws, row, name))])['NatGateway']['NatGatewayId']
-        aws.store(row, 'ec2').nat_gateways[made]._created_at = past(aws, name, row['age'])
-        aws.names[made] = name
+            TagSpecifications=[dict(ResourceType='natgateway', Tags=tags_of(aws, row, name))])
+        nat = made['NatGateway']['NatGatewayId']
+        aws.store(row, 'ec2').nat_gateways[nat]._created_at = past(aws, name, row['age'])
+        aws.names[nat] = name
 
 # %% ../nbs/74_seeding.ipynb #c600bafd
 def seed_classic(aws:Emulated, row:Row, name:str)->None:
@@ -196,7 +206,8 @@ def seed_modern(aws:Emulated, row:Row, name:str)->None:
         port = dict(Protocol={'application': 'HTTP', 'network': 'TCP'}[row['kind']], Port=80)
         group = elbv2.create_target_group(Name=name, VpcId=subnets[0]['VpcId'], TargetType='ip', Tags=tags, **port)
         group_arn = group['TargetGroups'][0]['TargetGroupArn']
-        elbv2.create_listener(LoadBalancerArn=arn, DefaultActions=[dict(Type='forward', TargetGroupArn=group_arn)], **port)
+        forward = [dict(Type='forward', TargetGroupArn=group_arn)]
+        elbv2.create_listener(LoadBalancerArn=arn, DefaultActions=forward, **port)
         targets = [dict(Id=f'172.31.0.{9 + i}') for i in range(row['targets'])]
         if targets: elbv2.register_targets(TargetGroupArn=group_arn, Targets=targets)
     it = aws.store(row, 'elbv2').load_balancers[arn]
@@ -205,7 +216,9 @@ def seed_modern(aws:Emulated, row:Row, name:str)->None:
 
 def seed_load_balancers(aws:Emulated, rows:Iterable[Row]=LOAD_BALANCERS)->None:
     "Load balancers of both APIs, known by what follows `loadbalancer/` in their ARN"
-    for row, _, name in each(rows): (seed_classic if row['kind'] == 'classic' else seed_modern)(aws, row, name)
+    for row, _, name in each(rows):
+        if row['kind'] == 'classic': seed_classic(aws, row, name)
+        else: seed_modern(aws, row, name)
 
 # %% ../nbs/74_seeding.ipynb #4f636141
 ENGINE_VERSIONS = {'postgres': '16.4', 'mysql': '8.0.40', 'mariadb': '10.11.10'}
@@ -214,11 +227,11 @@ def seed_databases(aws:Emulated, rows:Iterable[Row]=DATABASES)->None:
     "RDS instances; a read replica stands below its source in the table"
     for row, _, name in each(rows):
         rds, (disk, gib) = aws.client(row, 'rds'), row['disk'].split()
-        asked = dict(DBInstanceIdentifier=name, DBInstanceClass=row['class'], StorageType=disk, MultiAZ=row['zones'] == 'multi',
-                     Tags=tags_of(aws, row, name))
+        asked = dict(DBInstanceIdentifier=name, DBInstanceClass=row['class'], StorageType=disk,
+                     MultiAZ=row['zones'] == 'multi', Tags=tags_of(aws, row, name))
         if row['of']: rds.create_db_instance_read_replica(SourceDBInstanceIdentifier=row['of'], **asked)
-        else: rds.create_db_instance(Engine=row['engine'], EngineVersion=ENGINE_VERSIONS[row['engine']], AllocatedStorage=int(gib),
-                                     MasterUsername='admin', MasterUserPassword='emulated', **asked)
+        else: rds.create_db_instance(Engine=row['engine'], EngineVersion=ENGINE_VERSIONS[row['engine']], **asked,
+                                     AllocatedStorage=int(gib), MasterUsername='admin', MasterUserPassword='emulated')
         if row['state'] == 'stopped': rds.stop_db_instance(DBInstanceIdentifier=name)
         it = aws.store(row, 'rds').databases[name]
         it.created = it.instance_create_time = past(aws, name, row['age'])
@@ -262,21 +275,24 @@ SERIES = (
     Series(DATABASES, 'AWS/RDS', 'DBInstanceIdentifier', lambda r: {} if r['connections'] is None else
            {'DatabaseConnections': r['connections'], 'ReadIOPS': r['iops'], 'WriteIOPS': r['iops']}),
     Series(NAT_GATEWAYS, 'AWS/NATGateway', 'NatGatewayId', lambda r: {} if r['gib_day'] is None else
-           {'BytesOutToDestination': r['gib_day']*2**30, 'BytesInFromSource': r['gib_day']*2**30, 'ActiveConnectionCount': r['gib_day']}),
+           {'BytesOutToDestination': r['gib_day']*2**30, 'BytesInFromSource': r['gib_day']*2**30,
+            'ActiveConnectionCount': r['gib_day']}),
     Series(LOG_GROUPS, 'AWS/Logs', 'LogGroupName', lambda r: {} if r['retention'] else
            {'IncomingBytes': r['gib']*2**30/.15/r['age']}, days=90),
 )
 
 def seed_metrics(aws:Emulated, series:Iterable[Series]=SERIES)->None:
     "Daily datapoints for what has been seeded, at most 1,000 a call (as AWS allows)"
-    ids, data = {name: key for key, name in aws.names.items()}, defaultdict(list)
+    ids = {name: key for key, name in aws.names.items()}
+    data: defaultdict[tuple[str, str, str], list[dict]] = defaultdict(list)
     for s in series:
         for row, _, name in each(s.rows):
             days = range(1, 1 + min(row.get('days') or s.days, row['age']))
             for metric, value in s.values(row).items():
                 data[row['account'], row['region'], s.namespace] += [
-                    dict(MetricName=metric, Dimensions=[dict(Name=s.dimension, Value=ids[name])], Value=value * WEEK[day % 7],
-                         Timestamp=aws.as_of - timedelta(days=day, hours=-6)) for day in days]
+                    dict(MetricName=metric, Dimensions=[dict(Name=s.dimension, Value=ids[name])],
+                         Value=value * WEEK[day % 7], Timestamp=aws.as_of - timedelta(days=day, hours=-6))
+                    for day in days]
     for (account, region, namespace), points in data.items():
         cloudwatch = aws.client(dict(account=account, region=region), 'cloudwatch')
         for start in range(0, len(points), 1000):

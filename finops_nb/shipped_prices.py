@@ -19,114 +19,128 @@ from .prices import PriceBook
 from .prices import SCHEMA
 from .prices import freeze
 
-# %% ../nbs/18_shipped_prices.ipynb #be5bd8fb
-_INSTANCES = [
-    ('aws/karpenter%', 'AmazonEC2', r'ondemand\|(.+(?:nano|micro|small|medium|large))\|Linux\|shared', 'instance', r'\1', 'Linux'),
-    ('yeo/ec2.shop%', 'AmazonEC2', r'ondemand\|(.+)\|Linux\|shared', 'instance', r'\1', 'Linux'),
-    ('LeanerCloud%', 'AmazonEC2', r'ondemand\|(.+)\|(Linux|Windows)\|shared', 'instance', r'\1', r'\2'),
-    ('LeanerCloud%', 'AmazonEC2', r'ondemand\|(.+)\|SLES\|shared', 'instance', r'\1', 'SUSE'),
-    ('cycloidio%', 'AmazonEC2', r'ondemand\|(.+)\|(Linux|Windows|SUSE)\|NA\|No License required\|shared', 'instance', r'\1', r'\2'),
-    ('yeo/ec2.shop%', 'AmazonRDS', r'ondemand\|(.+)\|(mysql|mariadb)\|Single-AZ', 'rds_instance', r'\1', r'\2|single-az'),
-    ('yeo/ec2.shop%', 'AmazonRDS', r'ondemand\|(.+)\|(mysql|mariadb)\|Multi-AZ', 'rds_instance', r'\1', r'\2|multi-az'),
-    ('yeo/ec2.shop%', 'AmazonRDS', r'ondemand\|(.+)\|postgresql\|Single-AZ', 'rds_instance', r'\1', 'postgres|single-az'),
-    ('yeo/ec2.shop%', 'AmazonRDS', r'ondemand\|(.+)\|postgresql\|Multi-AZ', 'rds_instance', r'\1', 'postgres|multi-az'),
-    ('cycloidio%', 'AmazonRDS', r'ondemand\|Database Instance\|EU-InstanceUsage:.+\|(.+)\|Aurora MySQL\|Single-AZ\|No license required\|from:0',
-     'rds_instance', r'\1', 'aurora-mysql|single-az'),
-    ('cycloidio%', 'AmazonRDS', r'ondemand\|Database Instance\|EU-InstanceUsage:.+\|(.+)\|Aurora PostgreSQL\|Single-AZ\|No license required\|from:0',
-     'rds_instance', r'\1', 'aurora-postgresql|single-az'),
-    ('LeanerCloud%', 'AmazonElastiCache', r'ondemand\|(.+)\|Memcached', 'elasticache_node', r'\1', 'memcached'),
-    ('LeanerCloud%', 'AmazonElastiCache', r'ondemand\|(.+)\|Redis', 'elasticache_node', r'\1', 'redis'),
-    ('LeanerCloud%', 'AmazonElastiCache', r'ondemand\|(.+)\|Valkey', 'elasticache_node', r'\1', 'valkey'),
-    ('LeanerCloud%', 'AmazonES', r'ondemand\|(.+)', 'opensearch_node', r'\1', ''),
-    ('yeo/ec2.shop%', 'AmazonRedshift', r'ondemand\|(.+)', 'redshift_node', r'\1', ''),
-]
+# %% ../nbs/18_shipped_prices.ipynb #0e2cf456
+_EC2 = {
+    ('aws/karpenter', 'AmazonEC2'): [
+        (r'ondemand\|(.+(?:nano|micro|small|medium|large))\|Linux\|shared', 'instance', r'\1', 'Linux')],
+    ('yeo/ec2.shop', 'AmazonEC2'): [(r'ondemand\|(.+)\|Linux\|shared', 'instance', r'\1', 'Linux')],
+    ('LeanerCloud', 'AmazonEC2'): [(r'ondemand\|(.+)\|(Linux|Windows)\|shared', 'instance', r'\1', r'\2'),
+                                   (r'ondemand\|(.+)\|SLES\|shared', 'instance', r'\1', 'SUSE')],
+    ('cycloidio', 'AmazonEC2'): [
+        (r'ondemand\|(.+)\|(Linux|Windows|SUSE)\|NA\|No License required\|shared', 'instance', r'\1', r'\2'),
+        (r'ondemand\|NAT Gateway\|EU-NatGateway-Hours\|from:0', 'nat_gateway_hour', '', ''),
+        (r'ondemand\|NAT Gateway\|EU-NatGateway-Bytes\|from:0', 'nat_gateway_gb', '', '')],
+    ('yeo/ec2.shop', 'AmazonEC2-EBS'): [
+        ('Storage .+ (gp2|gp3|io1|io2|st1|sc1|standard) GB (?:Mo|month)', 'ebs_storage', r'\1', ''),
+        ('Storage Snapshot Amazon S3 GB Mo', 'ebs_storage', 'snapshot', ''),
+        ('Storage Snapshot Amazon S3 SnapshotArchiveStorage GB Mo', 'ebs_storage', 'snapshot_archive', ''),
+        ('Provisioned EBS IOPS (gp3|io1|io2) Volumes per IOPS Mo', 'ebs_iops', r'\1', ''),
+        ('Provisioned Throughput (gp3) per GiBps mo', 'ebs_throughput', r'\1', '')],
+    ('FinOps', 'Amazon Elastic Compute Cloud'): [
+        (r'.+ General Purpose (?:SSD )?\((gp2|gp3)\) provisioned storage .+', 'ebs_storage', r'\1', ''),
+        ('.+ (?:of snapshot data stored|for EBS:SnapshotUsage) .+', 'ebs_storage', 'snapshot', ''),
+        ('.+ per provisioned IOPS-month of (gp3) .+', 'ebs_iops', r'\1', ''),
+        ('.+ per provisioned MiBps-month of (gp3) .+', 'ebs_throughput', r'\1', ''),
+        ('.+ per NAT Gateway Hour', 'nat_gateway_hour', '', ''),
+        ('.+ per GB Data Processed by NAT Gateways', 'nat_gateway_gb', '', '')],
+}
 
-# %% ../nbs/18_shipped_prices.ipynb #3e4623aa
-_STORAGE = [
-    ('yeo/ec2.shop%', 'AmazonEC2-EBS', r'Storage .+ (gp2|gp3|io1|io2|st1|sc1|standard) GB (?:Mo|month)', 'ebs_storage', r'\1', ''),
-    ('yeo/ec2.shop%', 'AmazonEC2-EBS', 'Storage Snapshot Amazon S3 GB Mo', 'ebs_storage', 'snapshot', ''),
-    ('yeo/ec2.shop%', 'AmazonEC2-EBS', 'Storage Snapshot Amazon S3 SnapshotArchiveStorage GB Mo', 'ebs_storage', 'snapshot_archive', ''),
-    ('yeo/ec2.shop%', 'AmazonEC2-EBS', 'Provisioned EBS IOPS (gp3|io1|io2) Volumes per IOPS Mo', 'ebs_iops', r'\1', ''),
-    ('yeo/ec2.shop%', 'AmazonEC2-EBS', 'Provisioned Throughput (gp3) per GiBps mo', 'ebs_throughput', r'\1', ''),
-    ('FinOps%', 'Amazon Elastic Compute Cloud', r'.+ General Purpose (?:SSD )?\((gp2|gp3)\) provisioned storage .+', 'ebs_storage', r'\1', ''),
-    ('FinOps%', 'Amazon Elastic Compute Cloud', '.+ (?:of snapshot data stored|for EBS:SnapshotUsage) .+', 'ebs_storage', 'snapshot', ''),
-    ('FinOps%', 'Amazon Elastic Compute Cloud', '.+ per provisioned IOPS-month of (gp3) .+', 'ebs_iops', r'\1', ''),
-    ('FinOps%', 'Amazon Elastic Compute Cloud', '.+ per provisioned MiBps-month of (gp3) .+', 'ebs_throughput', r'\1', ''),
-    *(('yeo/ec2.shop%', 'AmazonRDS', f'Database Storage {aws} {words}', 'rds_storage', kind, deployment)
-      for aws, deployment in [('Single AZ', 'single-az'), ('Multi AZ', 'multi-az')]
-      for words, kind in [('General Purpose', 'gp2'), ('General Purpose-GP3', 'gp3'), ('Provisioned IOPS', 'io1'),
-                          ('Provisioned IOPS-IO2', 'io2'), ('Magnetic', 'standard')]),
-    ('yeo/ec2.shop%', 'AmazonRDS', 'Storage Snapshot', 'rds_backup_storage', '', ''),
-    ('infracost%', 'aws_db_instance', 'Additional backup storage', 'rds_backup_storage', '', ''),
-    ('FinOps%', 'Amazon Simple Storage Service', '.+ per GB - first 50 TB / month of storage used', 's3_storage', 'standard', ''),
-    ('infracost%', 'aws_s3_bucket', 'Standard > Storage', 's3_storage', 'standard', ''),
-]
+# %% ../nbs/18_shipped_prices.ipynb #c3d26e63
+_DATABASES = {
+    ('yeo/ec2.shop', 'AmazonRDS'): [
+        *((rf'ondemand\|(.+)\|{aws}\|{zones}', 'rds_instance', r'\1', f'{engine}|{zones.lower()}')
+          for aws, engine in [('postgresql', 'postgres'), ('mysql', 'mysql'), ('mariadb', 'mariadb')]
+          for zones in ('Single-AZ', 'Multi-AZ')),
+        *((f'Database Storage {zones} {words}', 'rds_storage', kind, zones.lower().replace(' ', '-'))
+          for words, kind in [('General Purpose', 'gp2'), ('General Purpose-GP3', 'gp3'), ('Provisioned IOPS', 'io1'),
+                              ('Provisioned IOPS-IO2', 'io2'), ('Magnetic', 'standard')]
+          for zones in ('Single AZ', 'Multi AZ')),
+        ('Storage Snapshot', 'rds_backup_storage', '', '')],
+    ('cycloidio', 'AmazonRDS'): [
+        (rf'ondemand\|Database Instance\|EU-InstanceUsage:.+\|(.+)\|{aws}\|Single-AZ\|No license required\|from:0',
+         'rds_instance', r'\1', f'{engine}|single-az')
+        for aws, engine in [('Aurora MySQL', 'aurora-mysql'), ('Aurora PostgreSQL', 'aurora-postgresql')]],
+    ('infracost', 'aws_db_instance'): [('Additional backup storage', 'rds_backup_storage', '', '')],
+    ('LeanerCloud', 'AmazonElastiCache'): [
+        (rf'ondemand\|(.+)\|{engine}', 'elasticache_node', r'\1', engine.lower())
+        for engine in ('Memcached', 'Redis', 'Valkey')],
+    ('LeanerCloud', 'AmazonES'): [(r'ondemand\|(.+)', 'opensearch_node', r'\1', '')],
+    ('yeo/ec2.shop', 'AmazonRedshift'): [(r'ondemand\|(.+)', 'redshift_node', r'\1', '')],
+}
 
-# %% ../nbs/18_shipped_prices.ipynb #247abe99
-_FLAT = [
-    ('FinOps%', 'Amazon Elastic Compute Cloud', '.+ per NAT Gateway Hour', 'nat_gateway_hour', '', ''),
-    ('FinOps%', 'Amazon Elastic Compute Cloud', '.+ per GB Data Processed by NAT Gateways', 'nat_gateway_gb', '', ''),
-    ('FinOps%', 'Amazon Virtual Private Cloud', '.+ per (?:Idle|In-use) public IPv4 address per hour', 'public_ipv4_hour', '', ''),
-    ('FinOps%', 'Elastic Load Balancing', '.+ per Application LoadBalancer-hour .+', 'load_balancer_hour', 'application', ''),
-    ('FinOps%', 'Elastic Load Balancing', '.+ per LoadBalancer-hour .+', 'load_balancer_hour', 'classic', ''),
-    ('FinOps%', 'AmazonCloudWatch', '.+ per GB-mo of log storage .+', 'log_storage', '', ''),
-    ('FinOps%', 'AmazonCloudWatch', '.+ per GB custom log data ingested in Standard log class .+', 'log_ingestion', '', ''),
-    ('infracost%', 'aws_nat_gateway', 'NAT gateway', 'nat_gateway_hour', '', ''),
-    ('infracost%', 'aws_nat_gateway', 'Data processed', 'nat_gateway_gb', '', ''),
-    ('infracost%', 'aws_eip', r'IP address \(if unused\)', 'public_ipv4_hour', '', ''),
-    ('infracost%', 'aws_lb', 'Application load balancer', 'load_balancer_hour', 'application', ''),
-    ('infracost%', 'aws_lb', 'Network load balancer', 'load_balancer_hour', 'network', ''),
-    ('infracost%', 'aws_elb', 'Classic load balancer', 'load_balancer_hour', 'classic', ''),
-    ('infracost%', 'aws_cloudwatch_log_group', 'Archival Storage', 'log_storage', '', ''),
-    ('infracost%', 'aws_cloudwatch_log_group', 'Data ingested', 'log_ingestion', '', ''),
-    ('infracost%', 'aws_elastic_beanstalk_environment', 'aws_elb > Classic load balancer', 'load_balancer_hour', 'classic', ''),
-    ('infracost%', 'aws_elastic_beanstalk_environment', 'aws_loadbalancer > Network load balancer', 'load_balancer_hour', 'network', ''),
-    ('infracost%', 'aws_elastic_beanstalk_environment', 'aws_cloudwatch_log_group > Archival Storage', 'log_storage', '', ''),
-    ('infracost%', 'aws_elastic_beanstalk_environment', 'aws_cloudwatch_log_group > Data ingested', 'log_ingestion', '', ''),
-    ('cycloidio%', 'AmazonEC2', r'ondemand\|NAT Gateway\|EU-NatGateway-Hours\|from:0', 'nat_gateway_hour', '', ''),
-    ('cycloidio%', 'AmazonEC2', r'ondemand\|NAT Gateway\|EU-NatGateway-Bytes\|from:0', 'nat_gateway_gb', '', ''),
-    *(('cycloidio%', 'AWSELB', rf'ondemand\|Load Balancer{suffix}\|EU-LoadBalancerUsage\|from:0', 'load_balancer_hour', kind, '')
-      for suffix, kind in [('-Application', 'application'), ('-Network', 'network'), ('-Gateway', 'gateway'), ('', 'classic')]),
-    ('cycloidio%', 'AmazonCloudWatch', r'ondemand\|Storage Snapshot\|EU-TimedStorage-ByteHrs\|from:0', 'log_storage', '', ''),
-    ('cycloidio%', 'AmazonCloudWatch', r'ondemand\|Data Payload\|EU-DataProcessing-Bytes\|from:0', 'log_ingestion', '', ''),
-]
-RULES = (*_INSTANCES, *_STORAGE, *_FLAT)  # source like, service, whole key, product, variant, option
+# %% ../nbs/18_shipped_prices.ipynb #c7902641
+_FLAT = {
+    ('FinOps', 'Amazon Virtual Private Cloud'): [
+        ('.+ per (?:Idle|In-use) public IPv4 address per hour', 'public_ipv4_hour', '', '')],
+    ('infracost', 'aws_eip'): [(r'IP address \(if unused\)', 'public_ipv4_hour', '', '')],
+    ('infracost', 'aws_nat_gateway'): [('NAT gateway', 'nat_gateway_hour', '', ''),
+                                       ('Data processed', 'nat_gateway_gb', '', '')],
+    ('FinOps', 'Elastic Load Balancing'): [
+        ('.+ per Application LoadBalancer-hour .+', 'load_balancer_hour', 'application', ''),
+        ('.+ per LoadBalancer-hour .+', 'load_balancer_hour', 'classic', '')],
+    ('infracost', 'aws_lb'): [('Application load balancer', 'load_balancer_hour', 'application', ''),
+                              ('Network load balancer', 'load_balancer_hour', 'network', '')],
+    ('infracost', 'aws_elb'): [('Classic load balancer', 'load_balancer_hour', 'classic', '')],
+    ('infracost', 'aws_elastic_beanstalk_environment'): [
+        ('aws_elb > Classic load balancer', 'load_balancer_hour', 'classic', ''),
+        ('aws_loadbalancer > Network load balancer', 'load_balancer_hour', 'network', ''),
+        ('aws_cloudwatch_log_group > Archival Storage', 'log_storage', '', ''),
+        ('aws_cloudwatch_log_group > Data ingested', 'log_ingestion', '', '')],
+    ('cycloidio', 'AWSELB'): [
+        (rf'ondemand\|Load Balancer{suffix}\|EU-LoadBalancerUsage\|from:0', 'load_balancer_hour', kind, '')
+        for suffix, kind in [('-Application', 'application'), ('-Network', 'network'), ('-Gateway', 'gateway'),
+                             ('', 'classic')]],
+    ('FinOps', 'AmazonCloudWatch'): [
+        ('.+ per GB-mo of log storage .+', 'log_storage', '', ''),
+        ('.+ per GB custom log data ingested in Standard log class .+', 'log_ingestion', '', '')],
+    ('infracost', 'aws_cloudwatch_log_group'): [('Archival Storage', 'log_storage', '', ''),
+                                                ('Data ingested', 'log_ingestion', '', '')],
+    ('cycloidio', 'AmazonCloudWatch'): [
+        (r'ondemand\|Storage Snapshot\|EU-TimedStorage-ByteHrs\|from:0', 'log_storage', '', ''),
+        (r'ondemand\|Data Payload\|EU-DataProcessing-Bytes\|from:0', 'log_ingestion', '', '')],
+    ('FinOps', 'Amazon Simple Storage Service'): [
+        ('.+ per GB - first 50 TB / month of storage used', 's3_storage', 'standard', '')],
+    ('infracost', 'aws_s3_bucket'): [('Standard > Storage', 's3_storage', 'standard', '')],
+}
 
-# %% ../nbs/18_shipped_prices.ipynb #09eb0509
+# %% ../nbs/18_shipped_prices.ipynb #2be4e29d
+RULES = [dict(zip(('prefix', 'service', 'pattern', 'product', 'variant', 'option'), (*whose, *rule)))
+         for group in (_EC2, _DATABASES, _FLAT) for whose, rules in group.items() for rule in rules]
+
+# %% ../nbs/18_shipped_prices.ipynb #efed5a83
 _LEFT_OUT = rf"""
-    region like 'cn-%' or not regexp_full_match(region, '{REGION}') or usd <= 0
-    or source not like 'aws/karpenter%' and regexp_matches(sku_key, '\|(p4d|p4de|p5|p5en|u7i-12tb)\.')"""
+    usd <= 0 or region like 'cn-%' or not regexp_full_match(region, '{REGION}')
+    or not starts_with(source, 'aws/karpenter') and regexp_matches(sku_key, '\|(p4d|p4de|p5|p5en|u7i-12tb)\.')"""
 
-# %% ../nbs/18_shipped_prices.ipynb #2a4a598e
-def priced_rows(
-    raw:Path  # aws_prices_snapshot.parquet
-)->pa.Table: # rows of `prices.SCHEMA`: what each source says, before one of them is chosen
-    "Give every row of the snapshot that a rule recognises its canonical key, unit and exact price"
-    columns = 'source', 'service', 'pattern', 'product', 'variant', 'option'
-    with duckdb.connect() as con:
-        con.register('raw', pq.ParquetFile(raw).read())
-        con.register('rules', pa.table(dict(zip(columns, map(list, zip(*RULES))))))
-        con.register('products', pa.table(dict(product=list(PRODUCTS), sold_by=[p.service for p in PRODUCTS.values()],
-                                               unit=[p.unit for p in PRODUCTS.values()])))
-        return con.sql(_PRICED).to_arrow_table().cast(SCHEMA)
-
+# %% ../nbs/18_shipped_prices.ipynb #e92e22ee
 _PRICED = f"""
     with canonical as (
         select k.source, service, sku_key, product, regexp_replace(sku_key, '^' || pattern || '$', variant) as variant,
                regexp_replace(sku_key, '^' || pattern || '$', option) as option
-        from (select distinct source, service, sku_key from raw) k
-        join rules r using (service) where k.source like r.source and regexp_full_match(sku_key, pattern)),
+        from (select distinct source, service, sku_key from raw) k join rules using (service)
+        where starts_with(k.source, prefix) and regexp_full_match(sku_key, pattern)),
     recognised as materialized (
         select sold_by, region, product, variant, option, unit, source, cast(effective_date as date) as effective_date,
-               source like 'infracost%' and p.unit = 'Hrs' as is_from_month,
-               case when is_from_month then round(usd, 4) when p.unit = 'MiBps-Mo' then usd / 1024 else usd end as price
+               starts_with(source, 'infracost') and unit = 'Hrs' as is_from_month,
+               case when is_from_month then round(usd, 4) when unit = 'MiBps-Mo' then usd / 1024 else usd end as price
         from (select * exclude (unit) from raw where not ({_LEFT_OUT}))
-        join canonical using (source, service, sku_key) join products p using (product)
+        join canonical using (source, service, sku_key) join products using (product)
         where not is_from_month or abs(usd - round(usd, 4)) <= 0.005 / 730)
-    select sold_by as service, region, product, variant, option, unit, cast(price as decimal(18, 10)) as list_unit_price,
-           'USD' as currency, effective_date, source from recognised
+    select sold_by as service, region, product, variant, option, unit,
+           cast(price as decimal(18, 10)) as list_unit_price, 'USD' as currency, effective_date, source from recognised
     union all select distinct 'AmazonVPC', region, 'public_ipv4_hour', '', '', 'Hrs', 0.005, 'USD', date '2024-02-01',
            'AWS announcement of 2023-07-28: $0.005 an hour in all regions' from recognised where product = 'instance'"""
+
+def priced_rows(
+    raw:Path  # aws_prices_snapshot.parquet
+)->pa.Table: # rows of `prices.SCHEMA`: what each source says, before one of them is chosen
+    "Give every row of the snapshot that a rule recognises its canonical key, unit and exact price"
+    with duckdb.connect() as con:
+        con.register('raw', pq.ParquetFile(raw).read())
+        con.register('rules', pa.Table.from_pylist(RULES))
+        con.register('products', pa.table(dict(product=list(PRODUCTS), sold_by=[p.service for p in PRODUCTS.values()],
+                                               unit=[p.unit for p in PRODUCTS.values()])))
+        return con.sql(_PRICED).to_arrow_table().cast(SCHEMA)
 
 # %% ../nbs/18_shipped_prices.ipynb #aa2e7003
 def build_book(
@@ -146,7 +160,8 @@ def instance_type_table(
                    mem_gib as memory_gib, current as is_current, burstable as is_burstable, bare_metal as is_bare_metal,
                    cast(instance_storage_gb as double) as instance_store_gib, net_baseline_gbps as network_gbps,
                    cast(ebs_baseline_mbps as double) as ebs_mbps, replace(gpu, '0x', 'part of ') as gpus
-            from read_csv($csv) order by type""", params=dict(csv=str(csv))).to_arrow_table().cast(TABLES['instance_types'].schema)
+            from read_csv($csv) order by type""", params=dict(csv=str(csv))
+        ).to_arrow_table().cast(TABLES['instance_types'].schema)
 
 # %% ../nbs/18_shipped_prices.ipynb #e6de2054
 def rebuild(

@@ -52,10 +52,11 @@ def test_every_shipped_price_names_its_source_with_a_licence():
 
 
 def test_every_shipped_price_has_the_few_decimals_of_a_published_price():
-    "0.0225068493 is a rounded month divided by 730 hours, not a price; AWS publishes up to six decimals for an hour"
+    """0.0225068493 is a rounded month divided by 730 hours, not a price; AWS publishes at most six decimals,
+    except for throughput: it rounds the price of a GiB/s, of which a MiB/s is the 1024th part"""
     noisy = duckdb.sql("""
         select product, variant, region, list_unit_price from shipped
-        where list_unit_price <> round(list_unit_price, 6)""", connection=_with(shipped=prices.shipped_book().table)).fetchall()
+        where list_unit_price <> round(list_unit_price, 6) and product <> 'ebs_throughput'""", connection=_with(shipped=prices.shipped_book().table)).fetchall()
     assert noisy == []
 
 
@@ -66,7 +67,7 @@ def test_a_bigger_size_of_a_type_never_costs_less():
             select region, option, split_part(variant, '.', 1) as family, list_unit_price,
                    list_position(['large', 'xlarge', '2xlarge', '4xlarge', '8xlarge'], split_part(variant, '.', 2)) as step
             from shipped where product = 'instance' and step > 0)
-        select * from sized a join sized b using (region, option, family) where a.step < b.step and a.list_unit_price >= b.list_unit_price
+        select * from sized a join sized b using (region, option, family) where a.step < b.step and a.list_unit_price > b.list_unit_price
         """, connection=_with(shipped=prices.shipped_book().table)).fetchall()
     assert broken == []
 
@@ -131,13 +132,13 @@ def as_dict(book):
             for r in book.table.to_pylist()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(row_lists)
 def test_a_book_holds_the_newest_price_of_each_key_and_no_contradiction(rows):
     assert as_dict(PriceBook(table(rows))) == one_by_one(rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(row_lists, st.randoms(use_true_random=False))
 def test_the_content_hash_does_not_depend_on_the_order(rows, chance):
     shuffled = list(rows)
@@ -145,13 +146,13 @@ def test_the_content_hash_does_not_depend_on_the_order(rows, chance):
     assert PriceBook(table(rows)).content_hash == PriceBook(table(shuffled)).content_hash
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(books, books)
 def test_books_with_different_content_have_different_hashes(a, b):
     assert (a.content_hash == b.content_hash) == (a.table.to_pylist() == b.table.to_pylist())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(books, books, books)
 def test_combining_is_associative_idempotent_and_the_later_book_wins(a, b, c):
     flat = combine(a, b, c).content_hash
@@ -160,7 +161,7 @@ def test_combining_is_associative_idempotent_and_the_later_book_wins(a, b, c):
     assert as_dict(combine(a, b)) == as_dict(a) | as_dict(b)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(row_lists, st.randoms(use_true_random=False))
 def test_a_frozen_book_comes_back_exact_and_the_same_prices_are_the_same_bytes(tmp_path_factory, rows, chance):
     folder = tmp_path_factory.mktemp('frozen')
@@ -170,7 +171,7 @@ def test_a_frozen_book_comes_back_exact_and_the_same_prices_are_the_same_bytes(t
     assert freeze(PriceBook(table(rows)), folder / 'b.parquet').read_bytes() == (folder / 'a.parquet').read_bytes()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(books, st.sampled_from(['NONE', 'SNAPPY', 'GZIP']), st.integers(1, 5), st.booleans())
 def test_the_content_hash_does_not_depend_on_the_parquet_encoding(tmp_path_factory, book, compression, group, dictionary):
     path = tmp_path_factory.mktemp('encoded') / 'book.parquet'
@@ -178,7 +179,7 @@ def test_the_content_hash_does_not_depend_on_the_parquet_encoding(tmp_path_facto
     assert open_book(path).content_hash == book.content_hash
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(books)
 def test_looking_up_finds_exactly_what_the_book_holds(book):
     for row in book.table.to_pylist():
@@ -187,15 +188,16 @@ def test_looking_up_finds_exactly_what_the_book_holds(book):
 
 
 def test_damage_anywhere_in_a_frozen_book_is_noticed(tmp_path):
-    path = freeze(prices.shipped_book(), tmp_path / 'book.parquet')
+    book = PriceBook(prices.shipped_book().table.slice(20_000, 500))
+    path = freeze(book, tmp_path / 'book.parquet')
     whole = path.read_bytes()
     chance = random.Random(7)
-    for _ in range(25):
+    for _ in range(60):
         at = chance.randrange(len(whole))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << chance.randrange(8))]) + whole[at + 1:])
         try: found = open_book(path).content_hash
         except ContractError: continue
-        assert found == prices.shipped_book().content_hash   # the bit was padding or statistics
+        assert found == book.content_hash   # the bit was padding or statistics
 
 
 # --- AWS's own lists ---------------------------------------------------------------------------------------------

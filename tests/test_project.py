@@ -1,4 +1,5 @@
 """What the project promises about itself: two commands that work, pinned versions, notebooks that run as tests."""
+import json
 import re
 import shutil
 import subprocess
@@ -93,6 +94,19 @@ def test_a_failing_cell_is_shown_with_its_heading_and_both_sides(small):
     assert run.returncode == 1 and '1 failed' in run.stdout
     assert re.search(r'nbs/00_errors.ipynb cell \d+ \(#\w+\), under: ## One record, all its faults', run.stdout)
     assert re.search(r"^> +\d+ test_eq\(e.fields", run.stdout, re.M) and 'run_ts' in run.stdout
+
+
+@pytest.mark.slow
+def test_a_stored_output_that_is_no_longer_true_fails(small):
+    path = small / 'nbs' / '00_errors.ipynb'
+    nb = json.loads(path.read_text())
+    cell = next(c for c in nb['cells'] if c['cell_type'] == 'code' and 'default_exp' not in ''.join(c['source']))
+    cell.update(source='6 * 7', outputs=[dict(output_type='execute_result', data={'text/plain': ['42']}, metadata={})])
+    nb['cells'] = [cell]
+    path.write_text(json.dumps(nb))
+    assert '1 passed' in run_pytest(small).stdout
+    edit(path, '"42"', '"41"')
+    assert "stored output ['41'] is now ['42']; refresh" in run_pytest(small).stdout
 
 
 @pytest.mark.slow

@@ -214,9 +214,11 @@ def collect_one(
             if collector.each and code in collector.each.gone: continue
             faults.append((WORST.index(status), code, message))
             if status == 'throttled' or len(faults) == GIVE_UP: break
-    worst, code, message = max(faults, key=lambda f: f[0], default=(0, None, None))
-    if worst: log.warning('%s %s in %s %s: %s (%s)', collector.iam_action, WORST[worst], place.account_id, place.region, code, collector.table_name)
-    return coverage_row(place, collector.service, collector.operation, collector.table_name, WORST[worst], items, time.perf_counter() - start, code, message)
+    worst:tuple = max(faults, key=lambda f: f[0], default=(0, None, None))
+    status, code, message = WORST[worst[0]], *worst[1:]
+    if faults: log.warning('%s %s in %s %s: %s (%s)', collector.iam_action, status, place.account_id, place.region, code, collector.table_name)
+    return coverage_row(place, collector.service, collector.operation, collector.table_name, status, items,
+                        time.perf_counter() - start, code, message)
 
 # %% ../../nbs/12_collect.ipynb #a1b0064d
 def add_columns(rows:pa.Table, answers:list[pa.Table], key:str, db:duckdb.DuckDBPyConnection)->pa.Table:

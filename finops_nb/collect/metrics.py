@@ -10,7 +10,7 @@ __all__ = ['EC2', 'RDS', 'NAT', 'ALB', 'NLB', 'CLB', 'LOGS', 'METRICS', 'MOST_ME
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import duckdb
@@ -67,8 +67,9 @@ def due(
     as_of:datetime                # the run's clock
 )->pa.Table: # one row per resource, metric and statistic, sorted by account and region
     "The metrics to ask for, given what the inventory holds"
+    if not metrics: return TABLES['metrics'].schema.empty_table()
     def window(m:Metric)->dict:
-        end = datetime.fromtimestamp(as_of.timestamp() // m.period_seconds * m.period_seconds, timezone.utc)
+        end = datetime.fromtimestamp(as_of.timestamp() // m.period_seconds * m.period_seconds, UTC)
         return dict(window_start=end - timedelta(days=m.days), window_end=end, expected_datapoints=m.days * 86400 // m.period_seconds)
     cursor = db.cursor()
     cursor.register('wanted', pa.Table.from_pylist([asdict(m) | window(m) | dict(i=i) for i, m in enumerate(metrics)]))
@@ -129,7 +130,8 @@ def collect_metrics(
     db:duckdb.DuckDBPyConnection
 )->tuple[pa.Table, dict, int]: # rows of the metrics table, coverage row, metrics asked for (AWS bills them)
     "Ask CloudWatch everything about one region; stops at a refusal and keeps what came before it"
-    start, asked, rows, fault = time.perf_counter(), 0, [TABLES['metrics'].schema.empty_table()], ('ok', None, None)
+    start, asked, rows = time.perf_counter(), 0, [TABLES['metrics'].schema.empty_table()]
+    fault:tuple = ('ok', None, None)
     for part in batches(questions):
         try:
             rows.append(sum_up(part, ask_metrics(ask, part), db))

@@ -34,7 +34,8 @@ from .base import Collector, Place, collect_chain, coverage_row, read_error
 from .metrics import METRICS, Metric, collect_metrics, due
 from ..errors import ConfigError
 from ..inventory import Parts, Snapshot, create_views, in_order, inventory_dir, manifest_path, merged
-from ..inventory import new_folder, open_snapshot, publish, taken, write_table
+from ..inventory import new_folder, publish, taken, write_table
+from ..inventory import open_snapshot as open_snapshot   # to be found beside collect_snapshot
 from ..log import in_context
 from ..settings import Account
 
@@ -117,7 +118,7 @@ class Open:
     def read(self, name:str, collect:Callable[..., Any], *args:Any)->Any:
         "Call `collect` with a sink that writes parts, once the region has a free slot"
         with self.slots:
-            parts = _Parts(self.parts, name)
+            parts = Parts(self.parts, name)
             try: return collect(*args, parts.write)
             finally: parts.close()
 
@@ -159,6 +160,32 @@ def read_metrics(
     done = run_all(jobs, tick)
     return [row for row, _ in done], sum(asked for _, asked in done)
 
+# %% ../../nbs/15_snapshot.ipynb #e9251d77
+def _fill(
+    folder:Path, surveys:list[Survey], work:Sequence[Sequence[Collector]], metrics:list[Metric]|None, as_of:datetime,
+    progress:Callable[[int, int], object]|None
+)->dict: # tables, coverage and metrics_requested of the manifest
+    "Read everything and write one file per table"
+    opened, shut = split(surveys, folder/'parts')
+    regional = sum(o.place.region != 'aws-global' for o in opened)
+    tick = _ticker(progress, sum(_fits(chain[0], o.place) for chain in work for o in opened) + regional*(metrics is not None))
+    def store(table:str)->dict:
+        return write_table(folder/f'{table}.parquet', TABLES[table].schema, merged((o.parts for o in opened), table))
+
+    coverage, asked = [row for s in surveys for row in s.coverage] + shut_rows(work, shut, metrics is not None), 0
+    with new_db() as db:
+        coverage += read_inventory(work, opened, db, tick)
+        files = {table: store(table) for table in sorted({c.table for chain in work for c in chain})}
+        if metrics is not None:
+            create_views(db, {table: folder/entry['file'] for table, entry in files.items()})
+            more, asked = read_metrics(metrics, as_of, opened, db, tick)
+            coverage += more
+            files['metrics'] = store('metrics')
+    rows = in_order(pa.Table.from_pylist(settle(coverage), TABLES['coverage'].schema))
+    files['coverage'] = write_table(folder/'coverage.parquet', rows.schema, [rows])
+    shutil.rmtree(folder/'parts', ignore_errors=True)
+    return dict(tables=files, coverage=dict(sorted(Counter(rows['status'].to_pylist()).items())), metrics_requested=asked)
+
 # %% ../../nbs/15_snapshot.ipynb #69e5e87e
 def collect_snapshot(
     accounts:Sequence[Account], data_dir:str|Path, tenant_id:str, workspace_id:str,
@@ -174,30 +201,19 @@ def collect_snapshot(
 
     What AWS refuses is a coverage row, not an error. Raises ConfigError when the id is taken, when credentials belong to
     another account or when a region does not exist; then nothing is published."""
+    if as_of.tzinfo is None: raise ConfigError(f"as_of is {as_of.isoformat()} without a time zone. Give it in UTC, e.g. 2026-11-24T06:00:00Z.")
     tenant, work = inventory_dir(data_dir, tenant_id), chains(tables)
-    if (tenant/f"{_checked('Snapshot id', snapshot_id)}.json").exists(): raise _taken(tenant_id, snapshot_id)
-    names = sorted({c.table for chain in work for c in chain})
-    metrics = [m for m in METRICS if m.table in names and (tables is None or 'metrics' in tables)]
-    with _claimed(tenant, snapshot_id) as folder, duckdb.connect() as db:
+    if manifest_path(tenant, snapshot_id).exists(): raise taken(tenant_id, snapshot_id)
+    names = {c.table for chain in work for c in chain}
+    metrics = [m for m in METRICS if m.table in names] if tables is None or 'metrics' in tables else None
+    with new_folder(tenant, snapshot_id) as folder:
         surveys = run_all([partial(survey, a, run_id, connect) for a in accounts], lambda: None)
-        opened, shut = split(surveys, folder/'parts')
-        regional = sum(o.place.region != 'aws-global' for o in opened)
-        tick = _ticker(progress, sum(_fits(chain[0], o.place) for chain in work for o in opened) + (regional if metrics else 0))
-        coverage = [row for s in surveys for row in s.coverage] + shut_rows(work, shut, bool(metrics)) + read_inventory(work, opened, db, tick)
-        entries = {n: write_table(folder/f'{n}.parquet', TABLES[n].schema, _merged((o.parts for o in opened), n)) for n in names}
-        asked = 0
-        if metrics:
-            create_views(db, {n: folder/e['file'] for n, e in entries.items()})
-            more, asked = read_metrics(metrics, as_of, opened, db, tick)
-            coverage += more
-            entries['metrics'] = write_table(folder/'metrics.parquet', TABLES['metrics'].schema, _merged((o.parts for o in opened), 'metrics'))
-        rows = in_order(pa.Table.from_pylist(settle(coverage), TABLES['coverage'].schema))
-        entries['coverage'] = write_table(folder/'coverage.parquet', rows.schema, [rows])
-        shutil.rmtree(folder/'parts', ignore_errors=True)
-        return publish(tenant, folder, dict(
+        filled = _fill(folder, surveys, work, metrics, as_of, progress)
+        log.info('snapshot %s: %d accounts, %d metrics asked for, coverage %s', snapshot_id, len(accounts),
+                 filled['metrics_requested'], filled['coverage'])
+        return publish(folder, filled | dict(
             snapshot_id=snapshot_id, tenant_id=tenant_id, workspace_id=workspace_id, run_id=run_id, engine_version=__version__,
-            as_of=as_of.astimezone(timezone.utc).isoformat().replace('+00:00', 'Z'), accounts=sorted(a.account_id for a in accounts),
-            tables=entries, coverage=dict(sorted(Counter(rows['status'].to_pylist()).items())), metrics_requested=asked))
+            as_of=f'{as_of.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}', accounts=sorted(a.account_id for a in accounts)))
 
 # %% ../../nbs/15_snapshot.ipynb #49146e0c
 def iam_policy(
