@@ -122,8 +122,8 @@ class NotebookItem(pytest.Item):
                     for out in now:
                         if out['output_type'] == 'stream': sys.stdout.write(''.join(out['text']))
                     if not shell.exc and stored and shown(stored) != shown(now):
-                        text = f'stored output {shown(stored)} is now {shown(now)}; refresh it: nbdev-test --save'
-                        shell.exc = AssertionError(text)
+                        text = f'stored output {shown(stored)} is now {shown(now)}; if that is right, refresh it: '
+                        shell.exc = AssertionError(f'{text}nbdev-test --path {self.path.relative_to(ROOT)} --save')
                     if shell.exc: raise CellFailure(shell.exc, cell, number, heading) from shell.exc
         finally:
             shell.close()

@@ -38,7 +38,8 @@ def new_session(
     "A session that shares the service descriptions with all others"
     inner = botocore.session.Session()
     inner.register_component('data_loader', _loader)
-    if credentials: inner.register_component('credential_provider', SimpleNamespace(load_credentials=lambda: credentials))
+    if credentials:
+        inner.register_component('credential_provider', SimpleNamespace(load_credentials=lambda: credentials))
     return boto3.Session(botocore_session=inner, profile_name=profile, region_name=region)
 
 # %% ../nbs/11_aws.ipynb #20e54baf
@@ -55,7 +56,8 @@ def client(
     "Make or reuse a client; may be called from any thread. `AWS_ENDPOINT_URL` is honoured by botocore itself"
     with _lock:
         made = _clients.setdefault(session, {})
-        if (service, region) not in made: made[service, region] = session.client(service, region_name=region, config=CLIENT)
+        if (service, region) not in made:
+            made[service, region] = session.client(service, region_name=region, config=CLIENT)
         return made[service, region]
 
 # %% ../nbs/11_aws.ipynb #75952392
@@ -76,7 +78,8 @@ def assume_role(
     "A session with the account's role; AWS is asked when the first call needs credentials"
     region = home_region(source, account)
     sts = client(source, 'sts', region)   # made here: renew runs inside botocore's own lock
-    asked = dict(RoleArn=account.role_arn, RoleSessionName=re.sub(r'[^\w+=,.@-]', '-', f'finops_nb-{run_id}', flags=re.ASCII)[:64])
+    name = re.sub(r'[^\w+=,.@-]', '-', f'finops_nb-{run_id}', flags=re.ASCII)[:64]
+    asked = dict(RoleArn=account.role_arn, RoleSessionName=name)
     if account.external_id: asked['ExternalId'] = account.external_id
 
     def renew()->dict[str, str]:
@@ -84,7 +87,8 @@ def assume_role(
         return dict(access_key=got['AccessKeyId'], secret_key=got['SecretAccessKey'], token=got['SessionToken'],
                     expiry_time=got['Expiration'].isoformat())
 
-    return new_session(credentials=DeferredRefreshableCredentials(refresh_using=renew, method='sts-assume-role'), region=region)
+    return new_session(credentials=DeferredRefreshableCredentials(refresh_using=renew, method='sts-assume-role'),
+                       region=region)
 
 # %% ../nbs/11_aws.ipynb #15e82c8a
 def open_session(
@@ -94,16 +98,17 @@ def open_session(
     "One account's session; raises ConfigError when the profile does not exist. Nothing is sent to AWS yet"
     source = new_session(account.profile)
     if account.profile and account.profile not in source.available_profiles:
-        raise ConfigError(f"Account {account.account_id} names profile {account.profile!r}, which is not in the AWS config "
-                          "file. Add it there or correct settings.ini.")
+        raise ConfigError(f"Account {account.account_id} names profile {account.profile!r}, which is not in the AWS "
+                          "config file. Add it there or correct settings.ini.")
     return assume_role(source, account, run_id) if account.role_arn else source
 
 # %% ../nbs/11_aws.ipynb #58f06935
 def verify_account(session:boto3.Session, account:Account)->None:
-    "Ask AWS whose credentials these are; raises ConfigError for another account, ClientError or BotoCoreError when AWS refuses"
+    "Ask AWS whose credentials these are; raises ConfigError for another account, botocore's errors when AWS refuses"
     found = client(session, 'sts', home_region(session, account)).get_caller_identity()['Account']
     if found == account.account_id: return
-    way = f'role {account.role_arn}' if account.role_arn else f'profile {account.profile!r}' if account.profile else 'the default credentials'
+    profile = f'profile {account.profile!r}' if account.profile else 'the default credentials'
+    way = f'role {account.role_arn}' if account.role_arn else profile
     raise ConfigError(f"Account {account.account_id} is opened by {way}, but those belong to another account. "
                       "Nothing was read. Correct the account or the way in, in settings.ini.")
 
@@ -115,7 +120,8 @@ def enabled_regions(
     answer = client(session, 'ec2', home_region(session, account)).describe_regions(AllRegions=True)
     known = {r['RegionName']: r['OptInStatus'] for r in answer['Regions']}
     if unknown := [r for r in account.regions if r not in known]:
-        raise ConfigError(f"Account {account.account_id} has no region {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
+        raise ConfigError(f"Account {account.account_id} has no region {unknown[0]!r}. "
+                          f"Known: {', '.join(sorted(known))}.")
     return sorted((r, status) for r, status in known.items() if not account.regions or r in account.regions)
 
 def possible_regions(session:boto3.Session, account:Account)->list[str]:
@@ -124,19 +130,24 @@ def possible_regions(session:boto3.Session, account:Account)->list[str]:
     return sorted(account.regions or session.get_available_regions('ec2', partition))
 
 # %% ../nbs/11_aws.ipynb #70221a16
-DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'UnauthorizedException', 'AuthorizationError',
-          'AuthorizationErrorException', 'NotAuthorized', 'NotAuthorizedException', 'ExplicitDeny', 'AllAccessDisabled'}
-THROTTLED = {'Throttling', 'ThrottlingException', 'ThrottledException', 'RequestThrottled', 'RequestThrottledException', 'TooManyRequestsException',
-             'RequestLimitExceeded', 'BandwidthLimitExceeded', 'ProvisionedThroughputExceededException', 'TransactionInProgressException',
-             'LimitExceededException', 'SlowDown', 'PriorRequestNotComplete', 'EC2ThrottledException'}
-NOT_OPTED_IN = {'AuthFailure', 'UnrecognizedClientException', 'InvalidClientTokenId', 'OptInRequired', 'SubscriptionRequiredException'}
+DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'UnauthorizedException',
+          'AuthorizationError', 'AuthorizationErrorException', 'NotAuthorized', 'NotAuthorizedException',
+          'ExplicitDeny', 'AllAccessDisabled'}
+THROTTLED = {'Throttling', 'ThrottlingException', 'ThrottledException', 'RequestThrottled',
+             'RequestThrottledException', 'TooManyRequestsException',
+             'RequestLimitExceeded', 'BandwidthLimitExceeded', 'ProvisionedThroughputExceededException',
+             'TransactionInProgressException', 'LimitExceededException', 'SlowDown',
+             'PriorRequestNotComplete', 'EC2ThrottledException'}
+NOT_OPTED_IN = {'AuthFailure', 'UnrecognizedClientException', 'InvalidClientTokenId', 'OptInRequired',
+                'SubscriptionRequiredException'}
 
 def classify_error(
     error:ClientError|BotoCoreError # what botocore raised
 )->tuple[str, str]: # coverage status, error code
-    "Tell AWS's refusals apart; an error without a code of AWS's (no connection, no credentials) is `failed` under its class name"
+    "Tell AWS's refusals apart; an error without a code (no connection, no credentials) is `failed` under its own name"
     if not isinstance(error, ClientError): return 'failed', type(error).__name__
-    code = str(error.response.get('Error', {}).get('Code') or error.response.get('ResponseMetadata', {}).get('HTTPStatusCode') or 'Unknown')
+    http = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode')
+    code = str(error.response.get('Error', {}).get('Code') or http or 'Unknown')
     code = code.removeprefix('Client.')   # EC2's old spelling
     for status, codes in (('denied', DENIED), ('throttled', THROTTLED), ('not_opted_in', NOT_OPTED_IN)):
         if code in codes: return status, code

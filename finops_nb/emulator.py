@@ -106,7 +106,7 @@ def describe_regions(call:Call, regions:Mapping[str, str])->Answer:
     asked = {v for k, v in given if k.startswith('RegionName.')}
     filters = [k.removesuffix('Name') for k, v in given if k.startswith('Filter.') and v == 'opt-in-status']
     states = [{v for k, v in given if k.startswith(f'{f}Value.')} for f in filters]
-    if call.params.get('AllRegions') != 'true': states.append(set(ON))
+    if call.params.get('AllRegions') != 'true' and not asked: states.append(set(ON))
     items = ''.join(
         f'<item><regionName>{region}</regionName><regionEndpoint>ec2.{region}.amazonaws.com</regionEndpoint>'
         f'<optInStatus>{state}</optInStatus></item>' for region, state in regions.items()

@@ -83,13 +83,13 @@ def _issues(maps:pa.MapArray)->pa.Array:
     none = pa.repeat(pa.scalar(''), len(maps))
     if not pc.any(filled).as_py(): return none
     entries = pc.list_flatten(lists)
-    key, value = _part(entries.field('key'), True), _part(entries.field('value'), False)
-    t = pa.table({'row': pc.list_parent_indices(lists), 'key': key, 'entry': pc.binary_join_element_wise('"', key, '":"', value, '"', '')})
+    key, value = pc.ascii_lower(pc.ascii_trim_whitespace(entries.field('key'))), _part(entries.field('value'), False)
+    t = pa.table({'row': pc.list_parent_indices(lists), 'key': key, 'entry': pc.binary_join_element_wise('"', _escaped(key), '":"', value, '"', '')})
     if pc.max(pc.list_value_length(lists)).as_py() > 1: t = _one_per_key(t)
     return pc.replace_with_mask(none, filled, t['entry'].combine_chunks())
 
 def _one_per_key(t:pa.Table)->pa.Table:
-    "Sort entries by row and key, keep the last of equal keys, join each row's entries with commas"
+    "Sort entries by row and key (as it was before escaping), keep the last of equal keys, join each row's entries with commas"
     t = t.append_column('at', pa.array(range(len(t)), pa.int64())).sort_by([(c, 'ascending') for c in ('row', 'key', 'at')])
     again = pc.and_(pc.equal(t['row'][:-1], t['row'][1:]), pc.equal(t['key'][:-1], t['key'][1:]))
     t = t.filter(pc.invert(pa.chunked_array([*again.chunks, pa.array([False])])))

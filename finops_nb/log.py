@@ -22,9 +22,10 @@ _run: ContextVar[tuple[str, str]] = ContextVar('finops_run', default=('-', '-'))
 @contextmanager
 def run_context(tenant_id:str, run_id:str)->Iterator[None]:
     "Mark every log line inside the block with this tenant and run; blocks nest, and the outer one returns afterwards"
-    token = _run.set((tenant_id, run_id))
+    before = _run.get()
+    _run.set((tenant_id, run_id))
     try: yield
-    finally: _run.reset(token)
+    finally: _run.set(before)  # a token would refuse to be reset in another context, as notebook cells may have
 
 # %% ../nbs/06_log.ipynb #65da99a2
 def in_context(

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 from botocore.session import Session
 
+from .catalog import connect
 from .errors import ConfigError, ContractError
 from .prices import PRODUCTS
 from .prices import REGION
@@ -84,9 +85,9 @@ _RULES = (
     ('rds_instance', """regexp_matches(usage, '^(InstanceUsage|Multi-AZUsage|MirrorUsage):')
         and lower(licensemodel) in ('no license required', 'license included')""", _TYPE,
      _choice(_ENGINES, "concat_ws(' ', databaseengine, nullif(databaseedition, ''))") + f" || '|' || {_MULTI_AZ}"),
+    ('rds_backup_storage', "usage = 'RDS:ChargedBackupUsage'", "''", "''"),
     ('rds_storage', "starts_with(usage, 'RDS:') and databaseengine in ('Any', 'PostgreSQL', 'MySQL', 'MariaDB')",
      _choice(_RDS_STORAGE, "replace(usage[5:], 'Multi-AZ-', '')"), _MULTI_AZ),
-    ('rds_backup_storage', "usage = 'RDS:ChargedBackupUsage'", "''", "''"),
     ('log_storage', "usage = 'TimedStorage-ByteHrs' and starts_with(servicecode, 'AmazonCloudWatch')", "''", "''"),
     ('log_ingestion', "usage = 'DataProcessing-Bytes' and starts_with(servicecode, 'AmazonCloudWatch')", "''", "''"),
     ('s3_storage', "usage = 'TimedStorage-ByteHrs' and starts_with(servicecode, 'AmazonS3')", "'standard'", "''"),
@@ -104,7 +105,7 @@ def _places()->pa.Table: # location, place: a region id
     names = {region: about['description'] for p in partitions for region, about in p['regions'].items()}
     pairs = [(name, region) for region, name in names.items()]
     pairs += [(name.replace('Europe (', 'EU ('), region) for name, region in pairs if name.startswith('Europe (')]
-    return pa.table(dict(zip(('location', 'place'), map(list, zip(*pairs)))))
+    return pa.table(dict(location=[name for name, _ in pairs], place=[region for _, region in pairs]))
 
 # %% ../nbs/17_price_list.ipynb #3ab014c8
 def _cases(column:int)->str:
@@ -136,7 +137,7 @@ def _book(
     source:str                             # where they come from, kept with every price
 )->PriceBook:
     "Make a book of the offers that are sold here"
-    with duckdb.connect() as con:
+    with connect() as con:
         con.register('incoming', offers)
         con.register('places', _places())
         con.register('products', pa.table(dict(product=list(PRODUCTS), service=[p.service for p in PRODUCTS.values()],
@@ -147,7 +148,7 @@ def _book(
                    $source as source
             from sold join products using (product) where unit = sold_per""", params=dict(source=source)
         ).to_arrow_table()
-        offered = con.execute('select count(*) from sold').fetchone()[0]
+        offered = con.execute('select count(*) from sold').fetchall()[0][0]
     if offered > table.num_rows:
         log.warning('%s: left out %d prices in a unit of another kind', source, offered - table.num_rows)
     book = PriceBook(table.cast(SCHEMA))
@@ -162,12 +163,13 @@ def _unpacked(path:Path)->BinaryIO:
 def _header(path:Path)->tuple[dict[str, str], dict[str, str]]: # what lines 1-5 say; columns of line 6 by our name
     "Read the first six lines of a bulk CSV; raises ContractError when a column is missing that every offer file has"
     with _unpacked(path) as f:
-        first = list(csv.reader(f.readline().decode('utf-8', 'replace').lstrip('\ufeff') for _ in range(6)))
-    about = {line[0]: line[1] for line in first[:5] if len(line) == 2}
-    headings = {_key(h): h for h in first[5]} if len(first) == 6 else {}
+        first = list(csv.reader(f.readline().decode('utf-8', 'replace').lstrip('\ufeff') for _ in range(7)))
+    first += [[]] * (7 - len(first))  # a quote that is never closed swallows the lines after it
+    about, headings = {line[0]: line[1] for line in first[:5] if len(line) == 2}, {_key(h): h for h in first[5]}
     if lacking := [name for name in (*_TERM, 'usagetype') if name not in headings]:
         raise ContractError(f"{path.name} starts like an offer file, but its sixth line lacks {', '.join(lacking)}. "
                             'Download the CSV of one service again and leave it unchanged.')
+    if not first[6]: raise ContractError(f"{path.name} has a header but no offer below it. Download it again.")
     return about, headings
 
 # %% ../nbs/17_price_list.ipynb #af075433
@@ -240,12 +242,12 @@ def from_products(
     def rows():
         for n, item in enumerate(items):
             try:
-                item = msgspec.json.decode(item, type=_Item)
-                terms = msgspec.json.decode(item.terms.get('OnDemand', b'{}'), type=dict[str, _Term])
+                entry = msgspec.json.decode(item, type=_Item)
+                terms = msgspec.json.decode(entry.terms.get('OnDemand', b'{}'), type=dict[str, _Term])
             except (msgspec.MsgspecError, TypeError) as e:
                 raise ContractError(f"Entry {n} is no product of get_products: {e}. "
                                     'Pass the strings of PriceList, unchanged.') from e
-            yield from _flat(item.product.sku, item.product, terms.values())
+            yield from _flat(entry.product.sku, entry.product, terms.values())
     return _book(pa.Table.from_batches(_batches(rows()), OFFER), 'AWS Price List (get_products)')
 
 # %% ../nbs/17_price_list.ipynb #a33428d4

@@ -6,10 +6,9 @@
 __all__ = ['log', 'PRODUCTS', 'KEY', 'SCHEMA', 'REGION', 'DATA', 'Product', 'PriceBook', 'combine', 'unit_price', 'freeze',
            'open_book', 'shipped_book', 'shipped_instance_types', 'attach']
 
-# %% ../nbs/16_prices.ipynb #5c9a3af9
+# %% ../nbs/16_prices.ipynb #391e5ab9
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, cached_property
@@ -21,7 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .catalog import connect
 from .errors import ConfigError, ContractError
+from .files import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +103,11 @@ def _canonical(table:pa.Table)->pa.Table: # rows of `SCHEMA`, one a key, in the 
         raise ContractError(f"A price table lacks the columns {sorted(missing)}. It needs {SCHEMA.names}.")
     try: table = table.select(SCHEMA.names).cast(SCHEMA)
     except pa.ArrowInvalid as e: raise ContractError(f"A price table has a wrong type: {e}. It needs {SCHEMA}.") from e
-    with duckdb.connect() as con:
+    with connect() as con:
         con.register('incoming', table)
         _check(con)
         unique = con.sql(_NEWEST).to_arrow_table().cast(SCHEMA).combine_chunks()
-        keys = con.execute(f'select count(distinct ({_KEYS})) from incoming').fetchone()[0]
+        keys = con.execute(f'select count(distinct ({_KEYS})) from incoming').fetchall()[0][0]
     if keys > unique.num_rows:
         log.warning('left out %d prices that are given twice for the same day', keys - unique.num_rows)
     return unique
@@ -137,7 +138,7 @@ def combine(
     "Lay books over each other; associative, and `combine(b, b)` is `b`"
     layers = [b.table.append_column('layer', pa.array([n] * b.table.num_rows, pa.int32())) for n, b in enumerate(books)]
     if not layers: return PriceBook(SCHEMA.empty_table())
-    with duckdb.connect() as con:
+    with connect() as con:
         con.register('layers', pa.concat_tables(layers))
         return PriceBook(con.sql(f"""
             select * exclude (layer) from layers
@@ -156,7 +157,7 @@ def unit_price(
     if product not in PRODUCTS: raise ContractError(f"{product!r} is not a product. Use one of: {', '.join(PRODUCTS)}.")
     if service != (known := PRODUCTS[product].service):
         raise ContractError(f"{product} is asked for under service {service!r}. It is sold under {known!r}.")
-    wanted = dict(zip(KEY, (service, region, product, variant, option)))
+    wanted = dict(zip(KEY, (service, region, product, variant, option), strict=True))
     found = pc.field('service') == service
     for name, value in wanted.items(): found = found & (pc.field(name) == value)
     rows = book.table.filter(found)['list_unit_price']
@@ -170,21 +171,9 @@ def freeze(
     path:Path  # Parquet file to make or replace; its folder is made
 )->Path:
     "Write a book as Parquet, atomically; the same prices give the same bytes"
-    path, sink = Path(path), pa.BufferOutputStream()
+    path = Path(path)
     table = book.table.replace_schema_metadata({_HASH: book.content_hash.encode()})
-    pq.write_table(table, sink, compression='zstd', compression_level=19)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        with open(partial, 'wb') as f:
-            f.write(sink.getvalue())
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    finally: partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try: os.fsync(folder)
-    finally: os.close(folder)
+    with atomic_file(path) as temp: pq.write_table(table, temp, compression='zstd', compression_level=19)
     return path
 
 # %% ../nbs/16_prices.ipynb #7d5e92c8

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'DOCUMENTS', 'REQUIRED', 'FORMAT', 'EXPORT_ID', 'MANIFEST_BYTES', 'COLUMNS', 'NEEDED', 'ExportError',
-           'NoExport', 'Export', 'read_object', 'read_manifest', 'check_file', 'load_export', 'exact_path', 'sandbox',
-           'open_findings', 'Pool', 'Store']
+           'NoExport', 'Export', 'read_object', 'read_manifest', 'check_file', 'exact_path', 'sandbox', 'open_findings',
+           'Pool', 'load_export', 'Store']
 
 # %% ../nbs/66_published.ipynb #5f933808
 import hashlib
@@ -96,24 +96,13 @@ def _time(text:object)->datetime|None:
     except ValueError: return None
     return res if res.tzinfo else None
 
-def load_export(root:Path, tenant_id:str)->Export:
-    "Read and verify the current export of a known tenant; raises NoExport or ExportError"
-    m = read_manifest(root/tenant_id, tenant_id)
-    folder = root/tenant_id/'exports'/m['export_id']
-    for name, fact in m['files'].items(): check_file(folder, name, fact)
-    hashes = {name: fact['sha256'] for name, fact in m['files'].items()}
-    identity = json.dumps([tenant_id, m['export_id'], m.get('as_of'), hashes], sort_keys=True)
-    export = Export(tenant_id, m['export_id'], _time(m.get('as_of')), hashlib.sha256(identity.encode()).hexdigest(), folder,
-                    m['files'], read_object(folder/'summary.json'))
-    open_findings(export).close()
-    return export
-
 # %% ../nbs/66_published.ipynb #317475fb
 _TYPES = {'text': 'VARCHAR', 'enum': 'VARCHAR', 'tenant': 'VARCHAR', 'time': 'TIMESTAMPTZ', 'date': 'DATE',
           'money': 'DECIMAL(18,6)', 'u8': 'UTINYINT', 'u16': 'USMALLINT', 'texts': 'VARCHAR[]',
           'links': 'STRUCT(label VARCHAR, url VARCHAR)[]', 'text_map': 'MAP(VARCHAR, VARCHAR)',
           'money_map': 'MAP(VARCHAR, DECIMAL(18,6))'}
-COLUMNS = {f.path.replace('.', '_'): _TYPES[f.kind] for f in FIELDS} | dict(group_id='VARCHAR', is_group_winner='BOOLEAN')
+COLUMNS = {f.path.replace('.', '_'): _TYPES[f.kind] for f in FIELDS}
+COLUMNS |= dict(group_id='VARCHAR', is_group_winner='BOOLEAN')
 NEEDED = 'tenant_id', 'fingerprint', 'check_id', 'status'
 
 def exact_path(path:Path)->str:
@@ -124,8 +113,9 @@ def sandbox(path:Path)->duckdb.DuckDBPyConnection:
     "An in-memory database that may read one file and nothing else"
     db = duckdb.connect(config=dict(threads=2, async_threads=1))
     for setting in (f"allowed_paths=[{exact_path(path)}]", "memory_limit='1GB'", "temp_directory=''", "TimeZone='UTC'",
-                    "parquet_metadata_cache=true", "autoinstall_known_extensions=false", "autoload_known_extensions=false",
-                    "allow_community_extensions=false", "enable_external_access=false", "lock_configuration=true"):
+                    "parquet_metadata_cache=true", "autoinstall_known_extensions=false",
+                    "autoload_known_extensions=false", "allow_community_extensions=false",
+                    "enable_external_access=false", "lock_configuration=true"):
         db.execute(f'set {setting}')
     return db
 
@@ -140,6 +130,8 @@ def open_findings(export:Export)->duckdb.DuckDBPyConnection:
         if missing := [c for c in NEEDED if c not in present]:
             raise ExportError(f"findings.parquet has no column {missing[0]}.")
         columns = {c: f'"{c}"::{t}' if c in present else f'null::{t}' for c, t in COLUMNS.items()}
+        for c in (c for c, t in COLUMNS.items() if t == 'TIMESTAMPTZ'):
+            columns[c] = f"strftime({columns[c]}, '%Y-%m-%dT%H:%M:%S.%fZ')"
         columns['is_group_winner'] = f"coalesce({columns['is_group_winner']}, true)"
         selected = ', '.join(f'{x} as {c}' for c, x in columns.items())
         db.execute(f'create view findings as select {selected}, file_row_number from {source}')
@@ -165,11 +157,27 @@ class Pool:
     def cursor(self, export:Export)->duckdb.DuckDBPyConnection:
         "A cursor of one's own on the view `findings`; a cursor in use outlives the pool's interest in its database"
         key = os.getpid(), export.digest
+        with self._lock: db = self._open.get(key)
+        db = db or open_findings(export)   # outside the lock: other tenants need not wait for it
         with self._lock:
-            if key not in self._open: self._open[key] = open_findings(export)
+            db = self._open.setdefault(key, db)
             self._open.move_to_end(key)
             while len(self._open) > self.limit: self._open.popitem(last=False)
-            return self._open[key].cursor()
+            return db.cursor()
+
+# %% ../nbs/66_published.ipynb #4754fa37
+def load_export(root:Path, tenant_id:str, pool:Pool)->Export:
+    "Read and verify the current export of a known tenant; raises NoExport or ExportError"
+    m = read_manifest(root/tenant_id, tenant_id)
+    folder = root/tenant_id/'exports'/m['export_id']
+    for name, fact in m['files'].items(): check_file(folder, name, fact)
+    hashes = {name: fact['sha256'] for name, fact in m['files'].items()}
+    identity = json.dumps([tenant_id, m['export_id'], m.get('as_of'), hashes], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    export = Export(tenant_id, m['export_id'], _time(m.get('as_of')), digest, folder, m['files'],
+                    read_object(folder/'summary.json'))
+    pool.cursor(export).close()
+    return export
 
 # %% ../nbs/66_published.ipynb #f564ed68
 class _Slot:
@@ -201,9 +209,7 @@ class Store:
         self._slots = {t: _Slot() for t in self.tenants}
 
     def current(self, tenant_id:str)->tuple[Export, bool]: # (export, whether a newer one exists that cannot be shown)
-        """The newest export that passed its checks.
-
-        Raises KeyError for an unknown tenant, NoExport or ExportError when there is none to show."""
+        "The newest export that passed its checks; raises KeyError for an unknown tenant, ExportError if there is none"
         slot, folder = self._slots[tenant_id], self.root/tenant_id
         if slot.stamp != _stamp(folder, slot.error is not None) and slot.lock.acquire(blocking=not slot.exports):
             try: self._reload(slot, folder, tenant_id)
@@ -213,11 +219,10 @@ class Store:
 
     def _reload(self, slot:_Slot, folder:Path, tenant_id:str)->None:
         if slot.stamp == _stamp(folder, slot.error is not None): return   # another thread did it while we waited
-        stamp, failed = _stamp(folder, False), _stamp(folder, True)   # before reading: a change meanwhile shows next time
-        try: export = load_export(self.root, tenant_id)
+        stamp, failed = _stamp(folder, False), _stamp(folder, True)   # before reading: later changes show next time
+        try: export = load_export(self.root, tenant_id, self.pool)
         except (ExportError, OSError) as e:
-            slot.error = e if isinstance(e, ExportError) else ExportError(f"The files are not readable: {type(e).__name__}.")
-            slot.stamp = failed
+            slot.error, slot.stamp = e if isinstance(e, ExportError) else ExportError(f"{type(e).__name__}."), failed
             log.warning('export of %s is not shown: %s', tenant_id, slot.error)
             return
         if not slot.exports or export.digest != slot.exports[0].digest: slot.exports.appendleft(export)

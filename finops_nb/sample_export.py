@@ -130,7 +130,8 @@ def sample_finding(tenant_id:str, check:dict[str, str], i:int, as_of:datetime=AS
         'fingerprint': fingerprint,
         'finding_id': compute_finding_id(tenant_id=tenant_id, fingerprint=fingerprint, id_salt=run),
         'check_id': check['check_id'], 'check_name': check['title'], 'category': check['category'],
-        'status': {13: 'unknown', 17: 'pass'}.get(i, 'fail'), 'lifecycle.status': 'resolved' if i in (13, 17) else 'open',
+        'status': {13: 'unknown', 17: 'pass'}.get(i, 'fail'),
+        'lifecycle.status': 'resolved' if i in (13, 17) else 'open',
         'severity.level': check['severity'], 'severity.score': SCORES[check['severity']],
         'title': f"{check['title']}: {scope['resource_id']}", 'recommendation': check['recommendation'],
         'message': f"Seen in account {scope['account_id']}, region {scope['region']}, by the run of {as_of:%d %B %Y}.",
@@ -170,16 +171,18 @@ def _by(column:str, rows:list[dict])->list[dict]:
 
 def sample_summary(table:pa.Table, export_id:str, as_of:datetime=AS_OF)->dict[str, Any]:
     "`summary.json` of a sample table, money as text with six digits"
-    rows = table.select(['tenant_id', 'run_id', 'status', 'estimated_monthly_savings', 'estimated_currency', 'is_group_winner',
-                         *BREAKDOWNS.values()]).to_pylist()
+    rows = table.select(['tenant_id', 'run_id', 'status', 'estimated_monthly_savings', 'estimated_currency',
+                         'is_group_winner', *BREAKDOWNS.values()]).to_pylist()
     fails, tenant_id = [r for r in rows if r['status'] == 'fail'], rows[0]['tenant_id']
     time = f'{as_of:%Y-%m-%dT%H:%M:%SZ}'
     runs = sorted({(r['workspace_id'], r['run_id']) for r in rows})
+    evaluated = dict(rejects=0, checks_evaluated=len(CHECKS), checks_unknown=1)
     gap = dict(region='us-east-1', service='rds', operation='DescribeDBInstances', table_name='rds_instances',
                status='denied', error_code='AccessDenied', checks=['aws.rds.instance_idle'])
     return dict(
-        format='finops_nb.summary/1', tenant_id=tenant_id, export_id=export_id, as_of=time, counts=dict(findings=len(rows)),
-        runs=[dict(workspace_id=w, run_id=r, as_of=time, rejects=0, checks_evaluated=8, checks_unknown=1) for w, r in runs],
+        format='finops_nb.summary/1', tenant_id=tenant_id, export_id=export_id, as_of=time,
+        counts=dict(findings=len(rows)),
+        runs=[dict(workspace_id=w, run_id=r, as_of=time, **evaluated) for w, r in runs],
         totals=[_entry(fails)], by_status=_by('status', rows),
         **{f'by_{n}': _by(c, fails) for n, c in BREAKDOWNS.items()},
         gaps=[dict(workspace_id=w, account_id=ACCOUNTS[tenant_id][w][0], **gap) for w, _ in runs])
@@ -201,7 +204,7 @@ def publish(webapp_dir:Path, table:pa.Table, export_id:str, as_of:datetime=AS_OF
         (folder/f'{name}.gz').write_bytes(gzip.compress(data, mtime=0))
     data = {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
     manifest = dict(format='finops_nb.export/1', tenant_id=tenant_id, export_id=export_id,
-                    as_of=f'{as_of:%Y-%m-%dT%H:%M:%SZ}', generated_from=sorted({r['run_id'] for r in summary.get('runs', [])}),
+                    as_of=f'{as_of:%Y-%m-%dT%H:%M:%SZ}', generated_from=[r['run_id'] for r in summary.get('runs', [])],
                     files={name: dict(sha256=sha256(d).hexdigest(), bytes=len(d)) for name, d in data.items()})
     temporary = folder.parent.parent/'current.json.tmp'
     temporary.write_text(json.dumps(manifest, sort_keys=True))

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['RULES', 'priced_rows', 'build_book', 'instance_type_table', 'rebuild']
 
-# %% ../nbs/18_shipped_prices.ipynb #bde87551
+# %% ../nbs/18_shipped_prices.ipynb #0b6ea6a4
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .catalog import TABLES
+from .catalog import connect
+from .files import atomic_file
 from .prices import PRODUCTS
 from .prices import REGION
 from .prices import PriceBook
@@ -104,7 +105,7 @@ _FLAT = {
 }
 
 # %% ../nbs/18_shipped_prices.ipynb #2be4e29d
-RULES = [dict(zip(('prefix', 'service', 'pattern', 'product', 'variant', 'option'), (*whose, *rule)))
+RULES = [dict(zip(('prefix', 'service', 'pattern', 'product', 'variant', 'option'), (*whose, *rule), strict=True))
          for group in (_EC2, _DATABASES, _FLAT) for whose, rules in group.items() for rule in rules]
 
 # %% ../nbs/18_shipped_prices.ipynb #efed5a83
@@ -135,7 +136,7 @@ def priced_rows(
     raw:Path  # aws_prices_snapshot.parquet
 )->pa.Table: # rows of `prices.SCHEMA`: what each source says, before one of them is chosen
     "Give every row of the snapshot that a rule recognises its canonical key, unit and exact price"
-    with duckdb.connect() as con:
+    with connect() as con:
         con.register('raw', pq.ParquetFile(raw).read())
         con.register('rules', pa.Table.from_pylist(RULES))
         con.register('products', pa.table(dict(product=list(PRODUCTS), sold_by=[p.service for p in PRODUCTS.values()],
@@ -154,7 +155,7 @@ def instance_type_table(
     csv:Path  # instance_types.csv
 )->pa.Table: # one row a type, columns of the catalog's instance_types
     "Make the shipped list of instance types"
-    with duckdb.connect() as con:
+    with connect() as con:
         return con.sql("""
             select type as instance_type, if(manufacturer = 'Apple', 'arm64_mac', arch) as architecture, vcpu as vcpus,
                    mem_gib as memory_gib, current as is_current, burstable as is_burstable, bare_metal as is_bare_metal,
@@ -170,5 +171,5 @@ def rebuild(
 ):
     "Write the two data files the package ships"
     freeze(build_book(raw / 'aws_prices_snapshot.parquet'), data / 'prices.parquet')
-    types = instance_type_table(raw / 'instance_types.csv')
-    pq.write_table(types, data / 'instance_types.parquet', compression='zstd', compression_level=19)
+    with atomic_file(data / 'instance_types.parquet') as temp:
+        pq.write_table(instance_type_table(raw / 'instance_types.csv'), temp, compression='zstd', compression_level=19)

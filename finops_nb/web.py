@@ -11,9 +11,9 @@ import socket
 import sys
 from collections.abc import Callable
 from collections.abc import Iterable
+from datetime import UTC
 from datetime import datetime
 from datetime import timedelta
-from datetime import timezone
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +50,19 @@ def readyz()->tuple[Response, int]:
     "At least one tenant has an export that can be shown; otherwise 503 with the reasons"
     store = site().store
     reasons = [] if store.root.is_dir() else ['the export folder is not readable']
-    if not reasons and not any(_is_shown(store, t) for t in store.tenants): reasons = ['no tenant has a readable export']
+    if not reasons and not any(_is_shown(store, t) for t in store.tenants):
+        reasons = ['no tenant has a readable export']
     return jsonify(status='not ready' if reasons else 'ok', reasons=reasons), 503 if reasons else 200
 
 # %% ../nbs/71_web.ipynb #8f1cc648
 def create_app(
     webapp_dir:Path|str,        # folder of the exports
     tenants:Iterable[str],      # ids that may be asked for; everything else is 404
-    now:Callable[[], datetime]=lambda: datetime.now(timezone.utc),
+    now:Callable[[], datetime]=lambda: datetime.now(UTC),
     max_age:timedelta=timedelta(hours=36), # data older than this is marked stale
     query_seconds:float=10      # a request's questions are interrupted after so long [s]
 )->Flask:
-    "The web app over the exports of some tenants; opens nothing until the first request. Raises ConfigError for an invalid tenant id"
+    "The web app over some tenants' exports; opens nothing before the first request; raises ConfigError for a bad id"
     app = Flask('finops_nb')
     for part in (api, probes): app.register_blueprint(part)
     add_pages(app)
@@ -78,8 +79,8 @@ def gunicorn_options(host:str, port:int)->dict[str, Any]:
     check_bind(host)
     if not 0 < port < 65536: raise ConfigError(f"Port is {port}. Use a number from 1 to 65535.")
     address = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
-    return dict(bind=address, workers=1, threads=8, worker_class='gthread', control_socket_disable=True, proc_name='finops-nb', loglevel='warning',
-                graceful_timeout=5)
+    return dict(bind=address, workers=1, threads=8, worker_class='gthread', control_socket_disable=True,
+                proc_name='finops-nb', loglevel='warning', graceful_timeout=5)
 
 def _log_requests()->None:
     handler = logging.StreamHandler(sys.stderr)
@@ -96,11 +97,13 @@ def serve(
 )->None:
     "Serve until interrupted; raises ConfigError for an address that may not or cannot be listened on"
     from gunicorn.app.base import BaseApplication   # needs fcntl: a machine without it can still make pages
-    options = gunicorn_options(host, port) | dict(when_ready=lambda server: ready(f"http://{options['bind']}/"))
+    options = gunicorn_options(host, port)
+    options['when_ready'] = lambda server: ready(f"http://{options['bind']}/")
     with socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((host, port))
-        except OSError as e: raise ConfigError(f"Port {port} on {host} is not free: {e.strerror}. Choose another with --port.") from None
+        except OSError as e:
+            raise ConfigError(f"Port {port} on {host} is not free: {e.strerror}. Choose another with --port.") from None
     class Server(BaseApplication):
         def load_config(self)->None:
             for name, value in options.items(): self.cfg.set(name, value)

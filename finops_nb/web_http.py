@@ -52,8 +52,8 @@ LOOPBACK = '127.0.0.1', '::1', 'localhost'
 def check_bind(host:str)->str: # the host, if it may be listened on
     "Raise ConfigError for anything but a loopback address"
     if host in LOOPBACK: return host
-    raise ConfigError(f"Host is {host!r}, but without authentication the web app listens on loopback only. Use one of: {', '.join(LOOPBACK)}; "
-                      "to reach it from elsewhere, open an SSH tunnel.")
+    raise ConfigError(f"Host is {host!r}, but without authentication the web app listens on loopback only. "
+                      f"Use one of: {', '.join(LOOPBACK)}; to reach it from elsewhere, open an SSH tunnel.")
 
 def is_loopback_name(
     host:str|None # Host header, with or without port
@@ -64,7 +64,8 @@ def is_loopback_name(
 
 # %% ../nbs/68_web_http.ipynb #cd800ee2
 HEADERS = {
-    'Content-Security-Policy': "default-src 'self'; script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    'Content-Security-Policy': "default-src 'self'; script-src 'none'; object-src 'none'; base-uri 'none'; "
+                               "form-action 'self'; frame-ancestors 'none'",
     'X-Content-Type-Options': 'nosniff', 'X-Frame-Options': 'DENY', 'Referrer-Policy': 'same-origin',
     'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Resource-Policy': 'same-origin',
     'Permissions-Policy': 'camera=(), geolocation=(), microphone=()',
@@ -90,8 +91,9 @@ class Refusal(HTTPException):
         super().__init__(detail)
         self.code, self.detail, self.kind = code, detail, kind
 
-_DETAILS = {400: 'The request is not valid.', 404: 'There is nothing here.', 405: 'This address does not support the method.',
-            413: 'The request is too large.', 500: 'Something went wrong here. The log names the request id.'}
+_DETAILS = {400: 'The request is not valid.', 404: 'There is nothing here.',
+            405: 'This address does not support the method.', 413: 'The request is too large.',
+            500: 'Something went wrong here. The log names the request id.'}
 
 def refusal(e:Exception)->Refusal:
     "What a reader is told about an exception"
@@ -122,8 +124,8 @@ def answer_error(e:Exception)->Response|HTTPException:
 def whole(low:int, high:int)->Callable[[str], int]:
     "Reader of a whole number in low..high"
     def read(text:str)->int:
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high): raise ValueError(f'a whole number from {low} to {high}')
-        return int(text)
+        if text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high: return int(text)
+        raise ValueError(f'a whole number from {low} to {high}')
     return read
 
 def text(longest:int)->Callable[[str], str]:
@@ -143,8 +145,9 @@ def word(*allowed:str)->Callable[[str], str]:
 MOST_VALUES, LONGEST_VALUE = 50, 256
 
 def read_args(args:MultiDict, single:Mapping[str, Callable[[str], Any]], many:Collection[str]=())->dict[str, Any]:
-    "Parameters as values: `single` ones if given, `many` as tuples; raises Refusal 400 naming the parameter, never its value"
-    if set(args) - set(single) - set(many): raise Refusal(400, f"There is an unknown parameter. Known: {', '.join([*many, *single])}.")
+    "Parameters as values, `many` as tuples; raises Refusal 400 naming the parameter, never its value"
+    if set(args) - set(single) - set(many):
+        raise Refusal(400, f"There is an unknown parameter. Known: {', '.join([*many, *single])}.")
     res:dict[str, Any] = {}
     for name in many:
         values = tuple(dict.fromkeys(args.getlist(name)))
@@ -163,7 +166,7 @@ def read_args(args:MultiDict, single:Mapping[str, Callable[[str], Any]], many:Co
 class Site:
     "What the app was made with"
     store: Store
-    now: Callable[[], datetime]   # the one clock of the web app: the age of data is shown, and nothing else depends on it
+    now: Callable[[], datetime]   # the one clock of the web app: pages say how old the data is
     max_age: timedelta            # data older than this is called stale
     query_seconds: float          # a request's questions are interrupted after so long
 
@@ -172,9 +175,10 @@ def site()->Site:
     return current_app.extensions['finops_nb']
 
 def enter_tenant()->None:
-    "Turn `tenant_id` of the URL into `g.export`; 404 for an unknown one, NoExport or ExportError when there is nothing to show"
-    if 'tenant_id' not in (request.view_args or {}): return
-    tenant_id, store = request.view_args.pop('tenant_id'), site().store
+    "Turn `tenant_id` of the URL into `g.export`; 404 for an unknown one, NoExport or ExportError without an export"
+    values, store = request.view_args or {}, site().store
+    if 'tenant_id' not in values: return
+    tenant_id = values.pop('tenant_id')
     if tenant_id not in store.tenants: abort(404)
     g.tenant_id = tenant_id
     g.export, g.newer_failed = store.current(tenant_id)
@@ -203,12 +207,12 @@ class Freshness:
     why: str                 # '' when it is not stale
 
 def freshness()->Freshness:
-    "Age of this request's export; stale when it is older than `max_age`, of unknown age, or when a newer one cannot be read"
-    as_of = g.export.as_of
+    "Age of this request's export; stale when older than `max_age`, of unknown age, or when a newer one is not readable"
+    as_of, most = g.export.as_of, site().max_age
     age = site().now() - as_of if as_of else None
-    hours = round(site().max_age / timedelta(hours=1))
-    why = ('A newer export exists but is not readable; this is the one before it.' if g.newer_failed else
-           'The export does not say how old its data is.' if age is None else f'The data is older than {hours} hours.' if age > site().max_age else '')
+    if g.newer_failed: why = 'A newer export exists but is not readable; this is the one before it.'
+    elif age is None: why = 'The export does not say how old its data is.'
+    else: why = f'The data is older than {round(most / timedelta(hours=1))} hours.' if age > most else ''
     return Freshness(as_of, age, bool(why), why)
 
 # %% ../nbs/68_web_http.ipynb #500f3a26
@@ -229,15 +233,16 @@ def answer(payload:object, tag:str)->Response:
 def start_clock()->None:
     "Note when the request came; refuse foreign Host names"
     g.started = time.perf_counter()
-    if not is_loopback_name(request.headers.get('Host')): raise Refusal(400, 'This server answers to loopback names only.')
+    if not is_loopback_name(request.headers.get('Host')):
+        raise Refusal(400, 'This server answers to loopback names only.')
 
 def log_request(response:Response)->Response:
     "Write one JSON object: ts, request_id, method, route, status, ms, bytes, tenant"
     ms = round((time.perf_counter() - g.started) * 1000, 1) if 'started' in g else None
-    requests_log.info(json.dumps(dict(
-        ts=site().now().isoformat(timespec='milliseconds'), level='INFO', request_id=request_id(), method=request.method,
-        route=request.url_rule.rule if request.url_rule else None, status=response.status_code, ms=ms, bytes=response.content_length,
-        tenant=g.get('tenant_id'))))
+    row = dict(ts=site().now().isoformat(timespec='milliseconds'), level='INFO', request_id=request_id(),
+               method=request.method, route=request.url_rule.rule if request.url_rule else None,
+               status=response.status_code, ms=ms, bytes=response.content_length, tenant=g.get('tenant_id'))
+    requests_log.info('%s', json.dumps(row))
     return response
 
 def add_manners(app:Flask, site:Site)->None:

@@ -1,8 +1,8 @@
 """Recorded answers of AWS, replayed through real boto3 clients and the real collectors. No network, no emulator.
 
 `tests/data/recordings/<name>/<endpoint prefix>.<Operation>_<n>.json` are Cloud Custodian's (Apache-2.0, LICENSE beside
-them): `{"status_code": ..., "data": {...}}`, the n-th answer to that operation. Three things are not in them and are made
-here: `GetCallerIdentity` and `DescribeRegions` (one region, switched on); `GetMetricData`, from the recorded
+them): `{"status_code": ..., "data": {...}}`, the n-th answer to that operation. Three things are not in them and are
+made here: `GetCallerIdentity` and `DescribeRegions` (one region, switched on); `GetMetricData`, from the recorded
 `GetMetricStatistics`; and an error `NotRecorded` for every other operation, which a collector reports as `failed`."""
 import json
 import tempfile
@@ -115,15 +115,17 @@ class Replay:
         return {'MetricDataResults': results}
 
 
-def collect_recording(name, tables, account_id='644160558196', region='us-east-1', *, as_of=AS_OF, empty=(), replay=None):
+def collect_recording(
+        name, tables, account_id='644160558196', region='us-east-1', *, as_of=AS_OF, empty=(), replay=None):
     """A DuckDB database in which every catalog table is filled from a recording, as a check's `ctx.db`.
 
-    tables: the tables to collect (with 'metrics' for their metrics); the others are there and empty. Collected by the real
-    `collect_snapshot` into a temporary folder. `empty`: see Replay. `replay`: a Replay to look at afterwards."""
+    tables: the tables to collect (with 'metrics' for their metrics); the others are there and empty. Collected by the
+    real `collect_snapshot` into a temporary folder. `empty`: see Replay. `replay`: a Replay to look at afterwards."""
     replay = replay or Replay(name, account_id, region, empty)
     db = connect()
     with tempfile.TemporaryDirectory() as folder, connect() as views:
-        snapshot = collect_snapshot([Account(account_id)], folder, 'acme', 'prod', 'recording', as_of, 'replay', tables=set(tables),
+        account = Account(account_id)
+        snapshot = collect_snapshot([account], folder, 'acme', 'prod', 'recording', as_of, 'replay', tables=set(tables),
                                     connect=replay.connect)
         snapshot.attach(views)
         for table in TABLES: db.from_arrow(views.sql(f'from {table}').to_arrow_table()).create(table)

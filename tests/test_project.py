@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import duckdb
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,12 @@ def test_every_dependency_is_pinned():
 def test_constraints_are_versions_only():
     lines = read('constraints.txt').splitlines()
     assert [line for line in lines if not re.fullmatch(r'[\w.-]+==[\w.!+]+( ; [^#]+)?', line)] == []
+
+
+def test_notice_names_every_source_of_a_price():
+    sources = duckdb.sql(f"select distinct source from '{ROOT}/finops_nb/data/prices.parquet'").fetchall()
+    projects = {m[0] for (source,) in sources if (m := re.match(r'[\w.-]+/[\w.-]+(?=@)', source))}
+    assert projects and [p for p in projects if p not in read('NOTICE')] == []
 
 
 @pytest.fixture
@@ -106,7 +113,7 @@ def test_a_stored_output_that_is_no_longer_true_fails(small):
     path.write_text(json.dumps(nb))
     assert '1 passed' in run_pytest(small).stdout
     edit(path, '"42"', '"41"')
-    assert "stored output ['41'] is now ['42']; refresh" in run_pytest(small).stdout
+    assert "stored output ['41'] is now ['42']; if that is right" in run_pytest(small).stdout
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def quoted(text:str)->str:
 def shown(column:str, sql_type:str)->str:
     "SQL for a column as people write it: no trailing zeros, `unknown` for null"
     text = f'"{column}"::varchar'
-    if sql_type.startswith('DECIMAL'): text = f"rtrim(rtrim({text}, '0'), '.')"
+    if sql_type.startswith('DECIMAL') and not sql_type.endswith(',0)'): text = f"rtrim(rtrim({text}, '0'), '.')"
     return f"coalesce({text}, 'unknown')"
 
 def template_sql(template:str, types:Mapping[str, str], of:str)->str:

@@ -14,10 +14,10 @@ from ..errors import ConfigError
 
 # %% ../../nbs/13_collectors.ipynb #cec3c0bd
 INSTANCES = Collector('ec2_instances', 'ec2', 'DescribeInstances', 'Reservations[].Instances[]', dict(
-    resource_id='InstanceId', tags='Tags || `[]`', availability_zone='Placement.AvailabilityZone', instance_type='InstanceType',
-    state='State.Name', launched_at='LaunchTime', platform_details='PlatformDetails', architecture='Architecture',
-    tenancy='Placement.Tenancy', lifecycle='InstanceLifecycle', image_id='ImageId', vpc_id='VpcId',
-    auto_scaling_group="(Tags || `[]`)[?Key=='aws:autoscaling:groupName'].Value | [0]",
+    resource_id='InstanceId', tags='Tags || `[]`', availability_zone='Placement.AvailabilityZone',
+    instance_type='InstanceType', state='State.Name', launched_at='LaunchTime', platform_details='PlatformDetails',
+    architecture='Architecture', tenancy='Placement.Tenancy', lifecycle='InstanceLifecycle', image_id='ImageId',
+    vpc_id='VpcId', auto_scaling_group="(Tags || `[]`)[?Key=='aws:autoscaling:groupName'].Value | [0]",
     is_marketplace='length(ProductCodes || `[]`) > `0`', _platform='Platform', _reason='StateTransitionReason'),
     derive=dict(
         operating_system="""case
@@ -31,8 +31,8 @@ INSTANCES = Collector('ec2_instances', 'ec2', 'DescribeInstances', 'Reservations
 
 # %% ../../nbs/13_collectors.ipynb #80f4f36f
 VOLUMES = Collector('ebs_volumes', 'ec2', 'DescribeVolumes', 'Volumes[]', dict(
-    resource_id='VolumeId', tags='Tags || `[]`', availability_zone='AvailabilityZone', volume_type='VolumeType', state='State',
-    size_gib='Size', iops='Iops', throughput_mibps='Throughput', created_at='CreateTime',
+    resource_id='VolumeId', tags='Tags || `[]`', availability_zone='AvailabilityZone', volume_type='VolumeType',
+    state='State', size_gib='Size', iops='Iops', throughput_mibps='Throughput', created_at='CreateTime',
     attached_instance_id='Attachments[0].InstanceId', snapshot_id='SnapshotId', is_encrypted='Encrypted'),
     arn='arn:{partition}:ec2:{region}:{account_id}:volume/{resource_id}', page_size=1000)
 
@@ -45,7 +45,8 @@ SNAPSHOTS = Collector('ebs_snapshots', 'ec2', 'DescribeSnapshots', 'Snapshots[]'
 IMAGES = Collector('ec2_images', 'ec2', 'DescribeImages', 'Images[]', dict(
     resource_id='ImageId', tags='Tags || `[]`', name='Name', state='State', created_at='CreationDate',
     snapshot_ids='(BlockDeviceMappings || `[]`)[].Ebs.SnapshotId'),
-    params=dict(Owners=['self'], IncludeDisabled=True), arn='arn:{partition}:ec2:{region}::image/{resource_id}', page_size=1000)
+    params=dict(Owners=['self'], IncludeDisabled=True),
+    arn='arn:{partition}:ec2:{region}::image/{resource_id}', page_size=1000)
 
 # %% ../../nbs/13_collectors.ipynb #1e2c3aaf
 ADDRESSES = Collector('elastic_ips', 'ec2', 'DescribeAddresses', 'Addresses[]', dict(
@@ -54,8 +55,9 @@ ADDRESSES = Collector('elastic_ips', 'ec2', 'DescribeAddresses', 'Addresses[]', 
     arn='arn:{partition}:ec2:{region}:{account_id}:elastic-ip/{resource_id}')
 
 NAT_GATEWAYS = Collector('nat_gateways', 'ec2', 'DescribeNatGateways', "NatGateways[?State != 'deleted']", dict(
-    resource_id='NatGatewayId', tags='Tags || `[]`', state='State', vpc_id='VpcId', subnet_id='SubnetId', created_at='CreateTime',
-    connectivity_type='ConnectivityType', public_ip_count='length((NatGatewayAddresses || `[]`)[?PublicIp])'),
+    resource_id='NatGatewayId', tags='Tags || `[]`', state='State', vpc_id='VpcId', subnet_id='SubnetId',
+    created_at='CreateTime', connectivity_type='ConnectivityType',
+    public_ip_count='length((NatGatewayAddresses || `[]`)[?PublicIp])'),
     arn='arn:{partition}:ec2:{region}:{account_id}:natgateway/{resource_id}', page_size=1000)
 
 # %% ../../nbs/13_collectors.ipynb #fac05797
@@ -65,15 +67,18 @@ LOAD_BALANCERS = Collector('load_balancers', 'elbv2', 'DescribeLoadBalancers', '
     derive=dict(resource_id="regexp_replace(resource_arn, '^.*:loadbalancer/', '')"), page_size=400)
 
 CLASSIC_BALANCERS = Collector('load_balancers', 'elb', 'DescribeLoadBalancers', 'LoadBalancerDescriptions[]', dict(
-    resource_id='LoadBalancerName', kind="'classic'", name='LoadBalancerName', created_at='CreatedTime', scheme='Scheme',
-    vpc_id='VPCId', zone_count='length(AvailabilityZones || `[]`)', instance_count='length(Instances || `[]`)'),
+    resource_id='LoadBalancerName', kind="'classic'", name='LoadBalancerName', created_at='CreatedTime',
+    scheme='Scheme', vpc_id='VPCId', zone_count='length(AvailabilityZones || `[]`)',
+    instance_count='length(Instances || `[]`)'),
     arn='arn:{partition}:elasticloadbalancing:{region}:{account_id}:loadbalancer/{resource_id}', page_size=400)
 
-LOAD_BALANCER_TAGS = Collector('load_balancers', 'elbv2', 'DescribeTags', 'TagDescriptions[]', dict(resource_arn='ResourceArn', tags='Tags'),
-    each=Each('load_balancers', dict(ResourceArns='resource_arn'), batch=20, gone=('LoadBalancerNotFound',)), adds='resource_arn')
+LOAD_BALANCER_TAGS = Collector('load_balancers', 'elbv2', 'DescribeTags', 'TagDescriptions[]', dict(
+    resource_arn='ResourceArn', tags='Tags'), adds='resource_arn',
+    each=Each('load_balancers', dict(ResourceArns='resource_arn'), batch=20))
 
-CLASSIC_BALANCER_TAGS = Collector('load_balancers', 'elb', 'DescribeTags', 'TagDescriptions[]', dict(resource_id='LoadBalancerName', tags='Tags'),
-    each=Each('load_balancers', dict(LoadBalancerNames='resource_id'), batch=20, gone=('LoadBalancerNotFound',)), adds='resource_id')
+CLASSIC_BALANCER_TAGS = Collector('load_balancers', 'elb', 'DescribeTags', 'TagDescriptions[]', dict(
+    resource_id='LoadBalancerName', tags='Tags'), adds='resource_id',
+    each=Each('load_balancers', dict(LoadBalancerNames='resource_id'), batch=20))
 
 # %% ../../nbs/13_collectors.ipynb #e3008c89
 TARGET_GROUPS = Collector('target_groups', 'elbv2', 'DescribeTargetGroups', 'TargetGroups[]', dict(
@@ -82,16 +87,19 @@ TARGET_GROUPS = Collector('target_groups', 'elbv2', 'DescribeTargetGroups', 'Tar
 
 TARGETS = Collector('targets', 'elbv2', 'DescribeTargetHealth', 'TargetHealthDescriptions[]', dict(
     target_id='Target.Id', health='TargetHealth.State'),
-    each=Each('target_groups', dict(TargetGroupArn='resource_arn'), keeps=dict(target_group_arn='resource_arn'), gone=('TargetGroupNotFound',)))
+    each=Each('target_groups', dict(TargetGroupArn='resource_arn'), keeps=dict(target_group_arn='resource_arn'),
+              gone=('TargetGroupNotFound',)))
 
-TARGET_GROUP_TAGS = Collector('target_groups', 'elbv2', 'DescribeTags', 'TagDescriptions[]', dict(resource_arn='ResourceArn', tags='Tags'),
-    each=Each('target_groups', dict(ResourceArns='resource_arn'), batch=20, gone=('TargetGroupNotFound',)), adds='resource_arn')
+TARGET_GROUP_TAGS = Collector('target_groups', 'elbv2', 'DescribeTags', 'TagDescriptions[]', dict(
+    resource_arn='ResourceArn', tags='Tags'), adds='resource_arn',
+    each=Each('target_groups', dict(ResourceArns='resource_arn'), batch=20))
 
 # %% ../../nbs/13_collectors.ipynb #f43ddf13
 DATABASES = Collector('rds_instances', 'rds', 'DescribeDBInstances', 'DBInstances[]', dict(
-    resource_id='DBInstanceIdentifier', resource_arn='DBInstanceArn', tags='TagList', instance_class='DBInstanceClass', engine='Engine',
-    engine_version='EngineVersion', license_model='LicenseModel', is_multi_az='MultiAZ', status='DBInstanceStatus',
-    created_at='InstanceCreateTime', storage_type='StorageType', storage_gib='AllocatedStorage', iops='Iops',
+    resource_id='DBInstanceIdentifier', resource_arn='DBInstanceArn', tags='TagList', instance_class='DBInstanceClass',
+    engine='Engine', engine_version='EngineVersion', license_model='LicenseModel', is_multi_az='MultiAZ',
+    status='DBInstanceStatus', created_at='InstanceCreateTime', storage_type='StorageType',
+    storage_gib='AllocatedStorage', iops='Iops',
     cluster_id='DBClusterIdentifier', replica_source='ReadReplicaSourceDBInstanceIdentifier'), page_size=100)
 
 # %% ../../nbs/13_collectors.ipynb #93726315
@@ -106,17 +114,19 @@ BUCKETS = Collector('s3_buckets', 's3', 'ListBuckets', 'Buckets[]', dict(
 
 BUCKET_REGIONS = Collector('s3_buckets', 's3', 'GetBucketLocation', '[@][]', dict(_place='LocationConstraint'),
     derive=dict(region="case coalesce(_place, '') when '' then 'us-east-1' when 'EU' then 'eu-west-1' else _place end"),
-    each=Each('s3_buckets', dict(Bucket='resource_id'), keeps=dict(resource_id='resource_id'), where='region is null', gone=('NoSuchBucket',)),
+    each=Each('s3_buckets', dict(Bucket='resource_id'), keeps=dict(resource_id='resource_id'), where='region is null',
+              gone=('NoSuchBucket',)),
     adds='resource_id', scope='global')
 
 # %% ../../nbs/13_collectors.ipynb #7fcef2c0
-COLLECTORS = [INSTANCES, VOLUMES, SNAPSHOTS, IMAGES, ADDRESSES, NAT_GATEWAYS, LOAD_BALANCERS, LOAD_BALANCER_TAGS, CLASSIC_BALANCERS,
-              CLASSIC_BALANCER_TAGS, TARGET_GROUPS, TARGETS, TARGET_GROUP_TAGS, DATABASES, LOG_GROUPS, BUCKETS, BUCKET_REGIONS]
+COLLECTORS = [INSTANCES, VOLUMES, SNAPSHOTS, IMAGES, ADDRESSES, NAT_GATEWAYS, LOAD_BALANCERS, LOAD_BALANCER_TAGS,
+              CLASSIC_BALANCERS, CLASSIC_BALANCER_TAGS, TARGET_GROUPS, TARGETS, TARGET_GROUP_TAGS, DATABASES,
+              LOG_GROUPS, BUCKETS, BUCKET_REGIONS]
 
 def chains(
     tables:set[str]|None=None # tables wanted; None: all of them
 )->list[tuple[Collector, ...]]: # a collector and those that ask about its rows
-    "The work per account and region; a table that a wanted one asks about comes along. Raises ConfigError for an unknown table"
+    "The work per account and region; a table that others ask about comes along. Raises ConfigError for an unknown one"
     if unknown := sorted((tables or set()) - set(TABLES)):
         raise ConfigError(f"There is no table {unknown[0]!r}. Use one of: {', '.join(TABLES)}.")
     wanted = [c for c in COLLECTORS if tables is None or c.table in tables]

@@ -50,7 +50,7 @@ IAM_ACTION = {('s3', 'ListBuckets'): 's3:ListAllMyBuckets'}
 # %% ../../nbs/12_collect.ipynb #001137d8
 @dataclass(frozen=True, slots=True)
 class Collector:
-    "How one AWS operation fills one table; raises ContractError when it names a table, column or scope that does not exist"
+    "How one AWS operation fills one table; raises ContractError for a table, column or scope that does not exist"
     table: str
     service: str                     # boto3 name
     operation: str                   # API name, e.g. DescribeVolumes
@@ -65,21 +65,25 @@ class Collector:
     adds: str = ''                   # column on which the answer joins the rows of `each`
 
     def __post_init__(self):
-        if self.table not in TABLES: raise ContractError(f"Collector {self.operation}: table {self.table!r} is not in the catalog.")
-        if self.scope not in ('region', 'global'): raise ContractError(f"{self.operation}.scope is {self.scope!r}. Use region or global.")
+        if self.table not in TABLES:
+            raise ContractError(f"{self.operation}: {self.table!r} is no table of the catalog.")
+        if self.scope not in ('region', 'global'):
+            raise ContractError(f"{self.operation}.scope is {self.scope!r}. Use region or global.")
         columns = {*self.fields, *self.derive, *(self.each.keeps if self.each else ())}
         if lost := sorted(c for c in columns - set(TABLES[self.table].schema.names) if not c.startswith('_')):
-            raise ContractError(f"Collector {self.operation}: {self.table} has no column {lost[0]!r}. Raw fields start with _.")
+            raise ContractError(f"{self.operation}: {self.table} has no column {lost[0]!r}. Raw fields start with _.")
 
     @property
     def iam_action(self)->str:
         "The permission the call needs, e.g. ec2:DescribeVolumes"
-        return IAM_ACTION.get((self.service, self.operation)) or f'{IAM_PREFIX.get(self.service, self.service)}:{self.operation}'
+        prefix = IAM_PREFIX.get(self.service, self.service)
+        return IAM_ACTION.get((self.service, self.operation), f'{prefix}:{self.operation}')
 
     @property
     def table_name(self)->str:
-        "What its coverage row names: the table, or table.column when it only adds a column, whose absence is no gap in the table"
-        return f"{self.table}.{next(c for c in (*self.fields, *self.derive) if c != self.adds and not c.startswith('_'))}" if self.adds else self.table
+        "What its coverage row names: the table, or table.column for an added column, which is no gap in the table"
+        added = [c for c in (*self.fields, *self.derive) if c != self.adds and not c.startswith('_')]
+        return f'{self.table}.{added[0]}' if self.adds else self.table
 
 # %% ../../nbs/12_collect.ipynb #0f5d2c74
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,8 @@ def to_column(
     "Turn one page's values of one field into a typed column; raises pa.ArrowInvalid when a value does not fit"
     if kind and pa.types.is_map(kind):
         raw = pa.array(values, TAG_LIST)
-        return pa.MapArray.from_arrays(raw.offsets, raw.values.field('Key'), raw.values.field('Value'), type=kind, mask=raw.is_null())
+        return pa.MapArray.from_arrays(raw.offsets, raw.values.field('Key'), raw.values.field('Value'), type=kind,
+                                       mask=raw.is_null())
     first = next((v for v in values if v is not None), None)
     if kind and (first is None or isinstance(first, datetime | list)): return pa.array(values, kind)
     raw = pa.array(values)
@@ -120,7 +125,8 @@ def _search(items:str, *paths:str)->Any: return jmespath.compile(f"{items}.[{', 
 
 def _conform(rows:pa.Table, schema:pa.Schema)->pa.Table:
     "Columns in the order and types of the schema; null where there is none"
-    return pa.table([rows[f.name].cast(f.type) if f.name in rows.column_names else pa.nulls(len(rows), f.type) for f in schema], schema=schema)
+    return pa.table([rows[f.name].cast(f.type) if f.name in rows.column_names else pa.nulls(len(rows), f.type)
+                     for f in schema], schema=schema)
 
 # %% ../../nbs/12_collect.ipynb #950fcfb7
 def read_page(
@@ -129,21 +135,23 @@ def read_page(
     db:duckdb.DuckDBPyConnection,    # any connection; only used to compute `derive`
     keep:dict[str, str|None]|None=None # columns taken from the row that was asked about
 )->pa.Table: # one row per item, in the table's schema
-    "Turn one answer into typed rows; raises ContractError naming the column whose declared type AWS's values do not fit"
+    "Turn one answer into typed rows; raises ContractError naming a column whose type AWS's values do not fit"
     schema, paths = TABLES[collector.table].schema, collector.fields
     found = _search(collector.items, *paths.values()).search(page) or []
     fixed = dict(account_id=place.account_id, region=place.region, partition=place.partition) | (keep or {})
     columns = {n: pa.repeat(pa.scalar(v, pa.string()), len(found)) for n, v in fixed.items()}
     for name, values in zip(paths, zip(*found, strict=True) if found else [()]*len(paths), strict=True):
-        try: columns[name] = to_column(values, schema.field(name).type if name in schema.names else None)
+        kind = schema.field(name).type if name in schema.names else None
+        try: columns[name] = to_column(values, kind)
         except pa.ArrowException as e:
-            raise ContractError(f"{collector.service}:{collector.operation}: {name} does not read as {schema.field(name).type}: {e}. "
+            raise ContractError(f"{collector.service}:{collector.operation}: {name} does not read as {kind}: {e}. "
                                 "Correct the collector's field or the catalog.") from e
     rows = pa.table(columns)
     derive = collector.derive | ({'resource_arn': _template(collector.arn)} if collector.arn else {})
     if derive:
-        made = db.from_arrow(rows).project(', '.join(f'{sql} as {name}' for name, sql in derive.items())).to_arrow_table()
-        rows = pa.table(dict(zip(rows.column_names, rows.columns, strict=True)) | dict(zip(made.column_names, made.columns, strict=True)))
+        chosen = ', '.join(f'{sql} as {name}' for name, sql in derive.items())
+        made = db.from_arrow(rows).project(chosen).to_arrow_table()
+        rows = pa.table({n: t[n] for t in (rows, made) for n in t.column_names})   # what is derived replaces a field
     return _conform(rows, schema)
 
 # %% ../../nbs/12_collect.ipynb #59f9fd84
@@ -156,8 +164,9 @@ def coverage_row(
 )->dict:
     "One row of the coverage table"
     text = ' '.join(str(message).split())[:300] if message else None
-    return dict(account_id=place.account_id, region=place.region, service=service, operation=operation, table_name=table_name,
-                status=status, items=items, seconds=round(seconds, 3), error_code=error_code, message=text)
+    return dict(account_id=place.account_id, region=place.region, service=service, operation=operation,
+                table_name=table_name, status=status, items=items, seconds=round(seconds, 3), error_code=error_code,
+                message=text)
 
 def read_error(error:Exception, place:Place)->tuple[str, str, str]:
     "Coverage status, error code and message of a refusal"
@@ -176,7 +185,8 @@ def requests(
     if each is None or parent is None:
         yield collector.params, {}
         return
-    rows = db.from_arrow(parent).filter(each.where).project(', '.join({*each.params.values(), *each.keeps.values()})).to_arrow_table()
+    columns = ', '.join({*each.params.values(), *each.keeps.values()})
+    rows = db.from_arrow(parent).filter(each.where).project(columns).to_arrow_table()
     for start in range(0, len(rows), each.batch):
         part = rows.slice(start, each.batch).to_pydict()
         yield (collector.params | {p: part[c] if each.batch > 1 else part[c][0] for p, c in each.params.items()},
@@ -216,7 +226,9 @@ def collect_one(
             if status == 'throttled' or len(faults) == GIVE_UP: break
     worst:tuple = max(faults, key=lambda f: f[0], default=(0, None, None))
     status, code, message = WORST[worst[0]], *worst[1:]
-    if faults: log.warning('%s %s in %s %s: %s (%s)', collector.iam_action, status, place.account_id, place.region, code, collector.table_name)
+    if faults:
+        log.warning('%s %s in %s %s: %s (%s)', collector.iam_action, status, place.account_id, place.region, code,
+                    collector.table_name)
     return coverage_row(place, collector.service, collector.operation, collector.table_name, status, items,
                         time.perf_counter() - start, code, message)
 
@@ -230,12 +242,14 @@ def add_columns(rows:pa.Table, answers:list[pa.Table], key:str, db:duckdb.DuckDB
     cursor.register('old_rows', rows)
     cursor.register('more_rows', more)
     chosen = ', '.join(f'coalesce(o.{c}, m.{c}) as {c}' if c in fill else f'o.{c}' for c in rows.column_names)
-    return cursor.sql(f'select {chosen} from old_rows o left join more_rows m using ({key})').to_arrow_table().cast(rows.schema)
+    joined = cursor.sql(f'select {chosen} from old_rows o left join more_rows m using ({key})')
+    return joined.to_arrow_table().cast(rows.schema)
 
 def _follows(row:dict, lead:dict)->dict:
     "The coverage row of a dependant, whose table can not be more complete than the one it asks about"
     if WORST.index(lead['status']) <= WORST.index(row['status']): return row
-    return row | dict(status=lead['status'], error_code=lead['error_code'], message=f"{lead['operation']}: {lead['message']}")
+    return row | dict(status=lead['status'], error_code=lead['error_code'],
+                      message=f"{lead['operation']}: {lead['message']}")
 
 # %% ../../nbs/12_collect.ipynb #88e13e43
 def collect_chain(

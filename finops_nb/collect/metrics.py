@@ -38,7 +38,8 @@ class Metric:
     period_seconds: int = 86400  # length of a datapoint [s]
 
     def __post_init__(self):
-        if self.table not in TABLES: raise ContractError(f"Metric {self.metric}: table {self.table!r} is not in the catalog.")
+        if self.table not in TABLES:
+            raise ContractError(f"Metric {self.metric}: table {self.table!r} is not in the catalog.")
 
 # %% ../../nbs/14_metrics.ipynb #dc0dcc52
 EC2 = 'ec2_instances', 'ec2_instance', 'AWS/EC2', 'InstanceId', "state = 'running'"
@@ -52,8 +53,10 @@ LOGS = 'log_groups', 'log_group', 'AWS/Logs', 'LogGroupName', 'retention_days is
 METRICS = [
     Metric(*EC2, 'CPUUtilization', 'Maximum'), Metric(*EC2, 'CPUUtilization', 'Average'),
     Metric(*EC2, 'NetworkIn', 'Sum'), Metric(*EC2, 'NetworkOut', 'Sum'),
-    Metric(*RDS, 'DatabaseConnections', 'Maximum'), Metric(*RDS, 'ReadIOPS', 'Average'), Metric(*RDS, 'WriteIOPS', 'Average'),
-    Metric(*NAT, 'BytesOutToDestination', 'Sum', is_zero_filled=True), Metric(*NAT, 'BytesInFromSource', 'Sum', is_zero_filled=True),
+    Metric(*RDS, 'DatabaseConnections', 'Maximum'),
+    Metric(*RDS, 'ReadIOPS', 'Average'), Metric(*RDS, 'WriteIOPS', 'Average'),
+    Metric(*NAT, 'BytesOutToDestination', 'Sum', is_zero_filled=True),
+    Metric(*NAT, 'BytesInFromSource', 'Sum', is_zero_filled=True),
     Metric(*NAT, 'ActiveConnectionCount', 'Maximum'),
     Metric(*ALB, 'RequestCount', 'Sum', is_zero_filled=True), Metric(*CLB, 'RequestCount', 'Sum', is_zero_filled=True),
     Metric(*NLB, 'ActiveFlowCount', 'Maximum'), Metric(*NLB, 'ProcessedBytes', 'Sum'),
@@ -70,12 +73,15 @@ def due(
     if not metrics: return TABLES['metrics'].schema.empty_table()
     def window(m:Metric)->dict:
         end = datetime.fromtimestamp(as_of.timestamp() // m.period_seconds * m.period_seconds, UTC)
-        return dict(window_start=end - timedelta(days=m.days), window_end=end, expected_datapoints=m.days * 86400 // m.period_seconds)
+        return dict(window_start=end - timedelta(days=m.days), window_end=end,
+                    expected_datapoints=m.days * 86400 // m.period_seconds)
     cursor = db.cursor()
     cursor.register('wanted', pa.Table.from_pylist([asdict(m) | window(m) | dict(i=i) for i, m in enumerate(metrics)]))
-    each = ' union all '.join(f'select {i} as i, account_id, region, resource_id from {m.table} where {m.where}' for i, m in enumerate(metrics))
-    return cursor.sql(f"""select r.*, w.* exclude (i, "table", "where", days) from ({each}) r join wanted w using (i)
-        order by account_id, region, window_start, resource_type, resource_id, metric, statistic""").to_arrow_table().drop_columns('i')
+    each = ' union all '.join(f'select {i} as i, account_id, region, resource_id from {m.table} where {m.where}'
+                              for i, m in enumerate(metrics))
+    return cursor.sql(f"""select r.* exclude (i), w.* exclude (i, "table", "where", days)
+        from ({each}) r join wanted w using (i)
+        order by account_id, region, window_start, resource_type, resource_id, metric, statistic""").to_arrow_table()
 
 # %% ../../nbs/14_metrics.ipynb #de598799
 MOST_METRICS, MOST_DATAPOINTS = 500, 100_800
@@ -94,7 +100,8 @@ def batches(questions:pa.Table)->Iterator[pa.Table]:
 def metric_queries(questions:pa.Table)->list[dict]:
     "The MetricDataQueries of one call; `Id` is the row's position"
     return [dict(Id=f'm{i}', MetricStat=dict(Period=q['period_seconds'], Stat=q['statistic'], Metric=dict(
-        Namespace=q['namespace'], MetricName=q['metric'], Dimensions=[dict(Name=q['dimension'], Value=q['resource_id'])])))
+        Namespace=q['namespace'], MetricName=q['metric'],
+        Dimensions=[dict(Name=q['dimension'], Value=q['resource_id'])])))
         for i, q in enumerate(questions.to_pylist())]
 
 # %% ../../nbs/14_metrics.ipynb #ea89af6d
@@ -106,7 +113,8 @@ def ask_metrics(ask:Any, questions:pa.Table)->pa.Table: # position, status, valu
     pages = ask.get_paginator('get_metric_data').paginate(MetricDataQueries=metric_queries(questions), **window)
     found = [row for page in pages for row in _ANSWERS.search(page) or []]
     ids, statuses, values = zip(*found, strict=True) if found else ((), (), ())
-    return pa.table(dict(position=pa.array([int(i[1:]) for i in ids], pa.int64()), status=pa.array(statuses, pa.string()),
+    return pa.table(dict(position=pa.array([int(i[1:]) for i in ids], pa.int64()),
+                         status=pa.array(statuses, pa.string()),
                          values=pa.array(values, pa.list_(pa.float64()))))
 
 def sum_up(questions:pa.Table, answers:pa.Table, db:duckdb.DuckDBPyConnection)->pa.Table:
@@ -120,7 +128,8 @@ def sum_up(questions:pa.Table, answers:pa.Table, db:duckdb.DuckDBPyConnection)->
              summed as (select position, count(v) as datapoints, min(v) as min_value, avg(v order by v) as avg_value,
                                max(v) as max_value, sum(v order by v) as sum_value from point group by position)
         select q.*, coalesce(datapoints, 0) as datapoints, min_value, avg_value, max_value, sum_value
-        from questions q left join summed using (position) where position not in (from bad) order by position""").to_arrow_table()
+        from questions q left join summed using (position)
+        where position not in (from bad) order by position""").to_arrow_table()
     return made.select(schema.names).cast(schema)
 
 # %% ../../nbs/14_metrics.ipynb #180e059b
@@ -140,7 +149,9 @@ def collect_metrics(
             if isinstance(e, ParamValidationError): raise   # our own parameters are wrong: a bug
             fault = read_error(e, place)
             break
-        if len(rows[-1]) < len(part): fault = 'failed', 'InternalError', f'CloudWatch could not read {len(part) - len(rows[-1])} metrics.'
+        if unread := len(part) - len(rows[-1]):
+            fault = 'failed', 'InternalError', f'CloudWatch could not read {unread} metrics.'
     table = pa.concat_tables(rows)
-    row = coverage_row(place, 'cloudwatch', 'GetMetricData', 'metrics', fault[0], len(table), time.perf_counter() - start, *fault[1:])
+    row = coverage_row(place, 'cloudwatch', 'GetMetricData', 'metrics', fault[0], len(table),
+                       time.perf_counter() - start, *fault[1:])
     return table, row, asked

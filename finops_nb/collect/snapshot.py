@@ -74,15 +74,20 @@ def survey(account:Account, run_id:str, connect:Callable[[Account, str], boto3.S
     shut = None if identity == OK else identity
     known = [] if shut else ask('ec2', 'DescribeRegions', enabled_regions)[0]
     regions = known or [(r, 'unknown') for r in possible_regions(session, account)]
-    places = [(replace(whole, region=r, endpoint=r, is_on=bool(known)), shut or (OFF if opt_in == 'not-opted-in' else None)) for r, opt_in in regions]
+    places = [(replace(whole, region=r, endpoint=r, is_on=bool(known)),
+               shut or (OFF if opt_in == 'not-opted-in' else None)) for r, opt_in in regions]
     return Survey(session, [(whole, shut), *places], coverage)
 
 # %% ../../nbs/15_snapshot.ipynb #233cb28d
 def settle(coverage:list[dict])->list[dict]:
     "Turn not_opted_in into failed for an account none of whose regions answered"
     alive = {r['account_id'] for r in coverage if r['region'] != 'aws-global' and r['status'] != 'not_opted_in'}
-    return [r | dict(status='failed', message=f"Every region says so: are the credentials valid? {r['message'] or ''}".strip())
-            if r['status'] == 'not_opted_in' and r['error_code'] and r['account_id'] not in alive else r for r in coverage]
+    def is_doubtful(r:dict)->bool:
+        return r['status'] == 'not_opted_in' and bool(r['error_code']) and r['account_id'] not in alive
+
+    why = 'Every region says so: are the credentials valid?'
+    return [r | dict(status='failed', message=f"{why} {r['message'] or ''}".strip()) if is_doubtful(r) else r
+            for r in coverage]
 
 # %% ../../nbs/15_snapshot.ipynb #a557cb2a
 WORKERS, CALLS_PER_REGION = 8, 4
@@ -123,29 +128,35 @@ class Open:
             finally: parts.close()
 
 def split(surveys:list[Survey], parts:Path)->tuple[list[Open], list[tuple[Place, Refusal]]]:
-    "Places to ask and places that are shut, sorted by account and region; services share the slots of the region that answers"
-    found = sorted(((p, refusal, s.session) for s in surveys for p, refusal in s.places), key=lambda x: (x[0].account_id, x[0].region))
+    "Places to ask and places that are shut, sorted by account and region; who asks one endpoint shares its slots"
+    found = sorted(((p, refusal, s.session) for s in surveys for p, refusal in s.places),
+                   key=lambda x: (x[0].account_id, x[0].region))
     slots = {(p.account_id, p.endpoint): threading.BoundedSemaphore(CALLS_PER_REGION) for p, _, _ in found}
-    opened = [Open(p, session, parts/f'{i:06d}', slots[p.account_id, p.endpoint]) for i, (p, refusal, session) in enumerate(found) if not refusal]
+    opened = [Open(p, session, parts/f'{i:06d}', slots[p.account_id, p.endpoint])
+              for i, (p, refusal, session) in enumerate(found) if not refusal]
     return opened, [(p, refusal) for p, refusal, _ in found if refusal]
 
-def _fits(collector:Collector, place:Place)->bool: return (collector.scope == 'global') == (place.region == 'aws-global')
+def _fits(collector:Collector, place:Place)->bool:
+    return (collector.scope == 'global') == (place.region == 'aws-global')
 
 def shut_rows(work:Sequence[Sequence[Collector]], shut:list[tuple[Place, Refusal]], metrics:bool)->list[dict]:
     "Coverage of what was not asked because the account or the region is shut"
     asked = [(c, (c.service, c.operation, c.table_name)) for chain in work for c in chain]
-    rows = [coverage_row(p, *names, refusal[0], 0, 0.0, *refusal[1:]) for p, refusal in shut for c, names in asked if _fits(c, p)]
+    rows = [coverage_row(p, *names, refusal[0], 0, 0.0, *refusal[1:])
+            for p, refusal in shut for c, names in asked if _fits(c, p)]
     return rows + [coverage_row(p, 'cloudwatch', 'GetMetricData', 'metrics', refusal[0], 0, 0.0, *refusal[1:])
                    for p, refusal in shut if metrics and p.region != 'aws-global']
 
 # %% ../../nbs/15_snapshot.ipynb #520faa74
-def read_inventory(work:Sequence[Sequence[Collector]], opened:list[Open], db:duckdb.DuckDBPyConnection, tick:Callable[[], object])->list[dict]:
+def read_inventory(work:Sequence[Sequence[Collector]], opened:list[Open], db:duckdb.DuckDBPyConnection,
+                   tick:Callable[[], object])->list[dict]:
     "Run every chain in every open place; returns coverage rows"
     jobs = [partial(o.read, f'{n:03d}', collect_chain, chain, o.place, o.session, db)
             for n, chain in enumerate(work) for o in opened if _fits(chain[0], o.place)]
     return [row for rows in run_all(jobs, tick) for row in rows]
 
-def _read_metrics(questions:pa.Table, o:Open, db:duckdb.DuckDBPyConnection, sink:Callable[[str, pa.Table], object])->tuple[dict, int]:
+def _read_metrics(questions:pa.Table, o:Open, db:duckdb.DuckDBPyConnection,
+                  sink:Callable[[str, pa.Table], object])->tuple[dict, int]:
     rows, row, asked = collect_metrics(questions, o.place, client(o.session, 'cloudwatch', o.place.endpoint), db)
     sink('metrics', rows)
     return row, asked
@@ -155,8 +166,11 @@ def read_metrics(
 )->tuple[list[dict], int]: # coverage rows, metrics asked for
     "Ask CloudWatch about the resources that `db` holds, one piece of work per region"
     questions = due(metrics, db, as_of)
-    def mine(p:Place)->pa.Table: return questions.filter((pc.field('account_id') == p.account_id) & (pc.field('region') == p.region))
-    jobs = [partial(o.read, 'metrics', _read_metrics, mine(o.place), o, db) for o in opened if o.place.region != 'aws-global']
+    def mine(p:Place)->pa.Table:
+        return questions.filter((pc.field('account_id') == p.account_id) & (pc.field('region') == p.region))
+
+    jobs = [partial(o.read, 'metrics', _read_metrics, mine(o.place), o, db) for o in opened
+            if o.place.region != 'aws-global']
     done = run_all(jobs, tick)
     return [row for row, _ in done], sum(asked for _, asked in done)
 
@@ -168,7 +182,8 @@ def _fill(
     "Read everything and write one file per table"
     opened, shut = split(surveys, folder/'parts')
     regional = sum(o.place.region != 'aws-global' for o in opened)
-    tick = _ticker(progress, sum(_fits(chain[0], o.place) for chain in work for o in opened) + regional*(metrics is not None))
+    tick = _ticker(progress, sum(_fits(chain[0], o.place) for chain in work for o in opened)
+                   + regional*(metrics is not None))
     def store(table:str)->dict:
         return write_table(folder/f'{table}.parquet', TABLES[table].schema, merged((o.parts for o in opened), table))
 
@@ -184,7 +199,8 @@ def _fill(
     rows = in_order(pa.Table.from_pylist(settle(coverage), TABLES['coverage'].schema))
     files['coverage'] = write_table(folder/'coverage.parquet', rows.schema, [rows])
     shutil.rmtree(folder/'parts', ignore_errors=True)
-    return dict(tables=files, coverage=dict(sorted(Counter(rows['status'].to_pylist()).items())), metrics_requested=asked)
+    return dict(tables=files, coverage=dict(sorted(Counter(rows['status'].to_pylist()).items())),
+                metrics_requested=asked)
 
 # %% ../../nbs/15_snapshot.ipynb #69e5e87e
 def collect_snapshot(
@@ -199,9 +215,10 @@ def collect_snapshot(
 )->Snapshot:
     """Read the accounts' inventory and metrics and publish them as one snapshot.
 
-    What AWS refuses is a coverage row, not an error. Raises ConfigError when the id is taken, when credentials belong to
-    another account or when a region does not exist; then nothing is published."""
-    if as_of.tzinfo is None: raise ConfigError(f"as_of is {as_of.isoformat()} without a time zone. Give it in UTC, e.g. 2026-11-24T06:00:00Z.")
+    What AWS refuses is a coverage row, not an error. Raises ConfigError when the id is taken, when credentials belong
+    to another account or when a region does not exist; then nothing is published."""
+    if as_of.tzinfo is None:
+        raise ConfigError(f"as_of is {as_of.isoformat()} without a time zone. Give it one, e.g. 2026-11-24T06:00:00Z.")
     tenant, work = inventory_dir(data_dir, tenant_id), chains(tables)
     if manifest_path(tenant, snapshot_id).exists(): raise taken(tenant_id, snapshot_id)
     names = {c.table for chain in work for c in chain}
@@ -212,8 +229,9 @@ def collect_snapshot(
         log.info('snapshot %s: %d accounts, %d metrics asked for, coverage %s', snapshot_id, len(accounts),
                  filled['metrics_requested'], filled['coverage'])
         return publish(folder, filled | dict(
-            snapshot_id=snapshot_id, tenant_id=tenant_id, workspace_id=workspace_id, run_id=run_id, engine_version=__version__,
-            as_of=f'{as_of.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}', accounts=sorted(a.account_id for a in accounts)))
+            snapshot_id=snapshot_id, tenant_id=tenant_id, workspace_id=workspace_id, run_id=run_id,
+            engine_version=__version__, as_of=f'{as_of.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}',
+            accounts=sorted(a.account_id for a in accounts)))
 
 # %% ../../nbs/15_snapshot.ipynb #49146e0c
 def iam_policy(
@@ -222,4 +240,5 @@ def iam_policy(
     "The read permissions a collection needs, no more; raises ConfigError for a table that is not in the catalog"
     actions = {c.iam_action for chain in chains(tables) for c in chain} | {'ec2:DescribeRegions'}
     if tables is None or 'metrics' in tables: actions.add('cloudwatch:GetMetricData')
-    return dict(Version='2012-10-17', Statement=[dict(Sid='FinopsRead', Effect='Allow', Action=sorted(actions), Resource='*')])
+    statement = dict(Sid='FinopsRead', Effect='Allow', Action=sorted(actions), Resource='*')
+    return dict(Version='2012-10-17', Statement=[statement])

@@ -37,4 +37,4 @@ class EBSSnapshotOldChecker(SqlChecker):
           and not list_has_any(coalesce(map_keys(c.tags), []), string_split($keep_tags, ','))"""
     recommendation = 'Delete the snapshot and let a Data Lifecycle Manager policy set the retention of the next ones.'
     remediation = 'aws ec2 delete-snapshot --snapshot-id {resource_id} --region {region}'
-    links = (('How EBS snapshots work', 'https://docs.aws.amazon.com/ebs/latest/userguide/how_snapshots_work.html'),)
+    links = (('Guidelines for archiving', 'https://docs.aws.amazon.com/ebs/latest/userguide/archiving-guidelines.html'),)

@@ -18,12 +18,13 @@ class EC2InstanceIdleChecker(SqlChecker):
     sql = """
         with used as (
             select account_id, region, resource_id, min(datapoints) as days,
-                   max(max_value) filter (metric = 'CPUUtilization' and statistic = 'Maximum') as cpu,
-                   max(avg_value) filter (metric = 'CPUUtilization' and statistic = 'Average') as avg_cpu,
-                   sum(max_value) filter (metric in ('NetworkIn', 'NetworkOut')) / 1e6 as network_mb,
-                   count(*) filter (statistic <> 'Average'
-                                    and datapoints >= $min_datapoint_share * expected_datapoints) as complete
-            from metrics where namespace = 'AWS/EC2' and resource_type = 'ec2_instance' group by all)
+                   max(max_value) filter (statistic = 'Maximum') as cpu,
+                   max(avg_value) filter (statistic = 'Average') as avg_cpu,
+                   sum(max_value) filter (statistic = 'Sum') / 1e6 as network_mb,
+                   count(*) filter (statistic <> 'Average' and datapoints >= $min_datapoint_share * expected_datapoints)
+                       as complete
+            from metrics where resource_type = 'ec2_instance' and (metric, statistic) in (('CPUUtilization', 'Maximum'),
+                ('CPUUtilization', 'Average'), ('NetworkIn', 'Sum'), ('NetworkOut', 'Sum')) group by all)
         select i.account_id, i.region, i.resource_id, i.resource_arn, i.tags, i.instance_type, i.operating_system,
                date_diff('day', i.launched_at, $as_of) as running_days, round(cpu, 1) as max_cpu_percent,
                round(avg_cpu, 1) as avg_cpu_percent, round(network_mb, 1) as max_network_mb, coalesce(days, 0) as days,
@@ -37,7 +38,7 @@ class EC2InstanceIdleChecker(SqlChecker):
         left join ec2_prices p on p.region = i.region and p.instance_type = i.instance_type
             and p.operating_system = i.operating_system and coalesce(i.tenancy, 'default') = 'default'
         where i.state = 'running' and i.lifecycle is null and i.auto_scaling_group is null and running_days >= $min_days
-            and (cpu < $max_cpu_percent) is not false and (network_mb < $max_network_mb) is not false"""
+            and (cpu < $max_cpu_percent and network_mb < $max_network_mb) is not false"""
     savings, cost = 'hours_saved * hourly', '730 * hourly'
     recommendation = 'Ask the owner, then stop {resource_id}; its volumes and addresses cost on until they are deleted.'
     remediation = 'aws ec2 stop-instances --instance-ids {resource_id} --region {region}'

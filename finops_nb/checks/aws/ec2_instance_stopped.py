@@ -25,23 +25,22 @@ class EC2InstanceStoppedChecker(SqlChecker):
                           when volume_type = 'io1' or volume_type = 'io2' and iops <= 32000 then iops * per['iops']
                           when volume_type <> 'io2' then 0 end
                    + if(volume_type = 'gp3' and throughput_mibps > 125, (throughput_mibps - 125) * per['throughput'], 0)
-                   as volume_cost, 0 as address_cost
+                   as disk_cost, 0 as ipv4_cost
             from ebs_volumes v left join rate using (region, volume_type)
             union all by name select account_id, a.region, instance_id as resource_id, a.resource_id as item, currency,
-                                     0 as volume_cost, 730 * list_unit_price as address_cost
+                                     0 as disk_cost, 730 * list_unit_price as ipv4_cost
             from elastic_ips a left join unit_prices p on p.region = a.region and p.product = 'public_ipv4_hour')
-        select i.account_id, i.region, i.resource_id, i.resource_arn, i.tags, i.instance_type,
-               date_diff('day', state_changed_at, $as_of) as stopped_days, any_value(currency) as currency,
+        select account_id, region, resource_id, resource_arn, tags, instance_type, any_value(currency) as currency,
+               date_diff('day', state_changed_at, $as_of) as stopped_days, list(item order by item) as covers,
                if(stopped_days is null, 'unknown', 'fail') as status, count(size_gib) as volumes,
-               count(*) - volumes as addresses, case when count(state_changed_at) = count(*)
-               and count(volume_cost) = count(*) then sum(volume_cost) end as volumes_monthly,
-               case when count(address_cost) = count(*) then sum(address_cost) end as addresses_monthly,
-               list(item order by item) as covers, string_agg(concat(item, ' ', ifnull((volume_cost + address_cost)
-               ::decimal(18,2)::varchar, 'unknown')), ', ' order by item) as notes
+               count(*) - volumes as addresses, if(count(ipv4_cost) = count(*), sum(ipv4_cost), null) as ipv4_monthly,
+               if(count(disk_cost) = count(*) and count(state_changed_at) > 0, sum(disk_cost), null) as disks_monthly,
+               string_agg(item || ' ' || ifnull((disk_cost + ipv4_cost)::decimal(18,2)::varchar, 'unknown'), ', '
+                          order by item) as notes
         from ec2_instances i join kept using (account_id, region, resource_id)
         where state = 'stopped' and date_diff('day', coalesce(state_changed_at, launched_at), $as_of) >= $min_days
         group by all"""
-    savings = cost = 'volumes_monthly + addresses_monthly'
+    savings = cost = 'disks_monthly + ipv4_monthly'
     recommendation = 'Make an image of {resource_id} if you may need it, terminate it, delete what remains of {covers}.'
     remediation = 'aws ec2 terminate-instances --instance-ids {resource_id} --region {region}'
     links = ('StopInstances', 'https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StopInstances.html'),

@@ -32,4 +32,5 @@ class EIPUnassociatedChecker(SqlChecker):
     recommendation = 'Release the address if nobody outside relies on it.'
     remediation = ('# bound to an instance: aws ec2 disassociate-address --public-ip {public_ip} --region {region}\n'
                    'aws ec2 release-address --allocation-id {resource_id} --region {region}')
-    links = (('Elastic IPs', 'https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/elastic-ip-addresses-eip.html'),)
+    links = (('Release an Elastic IP address',
+              'https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/using-instance-addressing-eips-releasing.html'),)
