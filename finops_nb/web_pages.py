@@ -99,7 +99,7 @@ def listed(summary:Mapping[str, Any], name:str)->list[dict]|None:
     found = summary.get(name)
     return [r for r in found if isinstance(r, dict)] if isinstance(found, list) else None
 
-MEASURES = 'findings', 'unestimated', 'monthly_savings', 'sum_of_findings'
+MEASURES = 'findings', 'unestimated', 'monthly_savings', 'sum_of_findings', 'low_confidence_savings'
 
 def breakdown(summary:Mapping[str, Any], name:str)->list[dict]|None:
     "Rows of the summary, largest saving first: key, currency, the numbers of `MEASURES`, share [% of the largest]"

@@ -10,7 +10,8 @@ from finops_nb.sample_export import HOSTILE, publish, sample_findings
 from finops_nb.web import create_app
 
 CHROMIUM, DRIVER = shutil.which('chromium') or shutil.which('chromium-browser'), shutil.which('chromedriver')
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='chromium or chromedriver is missing')]
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='chromium or chromedriver is missing')]
 FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
          '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage')
 ACME = sample_findings('acme')
@@ -63,7 +64,16 @@ def view(driver, width=1280, scheme='light'):
 def one(driver, css): return driver.find_element('css selector', css)
 def every(driver, css): return driver.find_elements('css selector', css)
 def texts(driver, css): return [e.text for e in every(driver, css)]
-def click(driver, words): driver.find_element('partial link text', words).click()
+def click(driver, words): follow(driver, driver.find_element('partial link text', words))
+
+
+def follow(driver, element):
+    "Click and wait for the page behind it"
+    from selenium.webdriver.support.ui import WebDriverWait
+    before = driver.current_url
+    element.click()
+    loaded = 'return document.readyState === "complete"'
+    WebDriverWait(driver, 10).until(lambda d: d.current_url != before and d.execute_script(loaded))
 
 
 def test_from_the_total_to_the_command(browser, base):
@@ -76,7 +86,7 @@ def test_from_the_total_to_the_command(browser, base):
     click(browser, 'aws.ec2.graviton')
     assert browser.current_url.endswith('/t/acme/findings?status=fail&check=aws.ec2.graviton')
     assert one(browser, '.count').text.startswith('22 findings')
-    one(browser, '.findings .name a').click()
+    follow(browser, one(browser, '.findings .name a'))
     assert 'h x (0.1920 - 0.1540) USD/h' in one(browser, '.formula').text
     assert '--instance-type m7g.xlarge' in one(browser, '.command').text
     assert 'not added' in one(browser, 'tr.this').text
@@ -107,10 +117,10 @@ def test_filters_sorting_and_pages_live_in_the_address(browser, base):
 def test_search_finds_a_hostile_tag_and_shows_it(browser, base):
     browser.get(f'{base}/t/acme/findings?status=fail')
     one(browser, '#q').send_keys(HOSTILE.upper())
-    one(browser, '.search button').click()
+    follow(browser, one(browser, '.search button'))
     assert one(browser, '.count').text.startswith('8 findings')
     assert one(browser, '#q').get_attribute('value') == HOSTILE.upper()
-    one(browser, '.findings .name a').click()
+    follow(browser, one(browser, '.findings .name a'))
     assert HOSTILE in texts(browser, '.pairs td')
     assert every(browser, 'script') == []
 
@@ -127,9 +137,11 @@ def test_nothing_matches_and_past_the_end(browser, base):
 def test_pages_fit(browser, base, width, scheme):
     view(browser, width, scheme)
     finding = ACME['fingerprint'][0].as_py()
-    for path in ('/', '/t/acme/', '/t/globex/', '/t/acme/findings', f'/t/acme/findings/{finding}', '/t/acme/findings?q=zzz'):
+    for path in ('/', '/t/acme/', '/t/globex/', '/t/acme/findings', f'/t/acme/findings/{finding}',
+                 '/t/acme/findings?q=zzz'):
         browser.get(base + path)
-        assert browser.execute_script('let e = document.documentElement; return e.scrollWidth <= e.clientWidth'), path
+        fits = 'let e = document.documentElement; return e.scrollWidth <= e.clientWidth'
+        assert browser.execute_script(fits), path
         red = browser.execute_script('return Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])')
         assert red < 60 if scheme == 'dark' else red > 230
         assert every(browser, '[style]') == [] and len(every(browser, 'h1')) == 1
@@ -140,7 +152,7 @@ def test_the_filters_open_on_a_small_screen(browser, base):
     browser.get(f'{base}/t/acme/findings')
     assert not one(browser, '.filters .facet').is_displayed()
     click(browser, 'Filters')
-    one(browser, '.filters .facet').click()
+    follow(browser, one(browser, '.filters .facet'))
     assert browser.current_url.endswith('findings?status=fail')
     assert not one(browser, '.filters .facet').is_displayed()
     view(browser)

@@ -17,21 +17,13 @@ from finops_nb.writer import FindingsParquetWriter, ParquetWriterConfig
 ROWS = 800
 RUN = dict(tenant_id='acme', workspace_id='prod', run_ts='2026-11-24T06:00:00Z')
 
-# One process imports everything and forks a writer per line it reads, because importing takes longer than writing.
-NURSERY = """
-import os, sys
+CHILD = """
+import sys
 sys.path.insert(0, sys.argv[1])
 from test_writer_crash import write
-for line in sys.stdin:
-    first = int(line)
-    if pid := os.fork():
-        print(pid, flush=True)
-        os.waitpid(pid, 0)
-        print('gone', flush=True)
-        continue
-    for version in range(first, 10**6):
-        write(sys.argv[2], version)
-        with open(sys.argv[3], 'w') as f: f.write(str(version))
+for version in range(int(sys.stdin.readline()), 10**6):
+    write(sys.argv[2], version)
+    print(version, flush=True)
 """
 
 
@@ -53,31 +45,33 @@ def state(store):
     return Counter(v for v, _ in rows)
 
 
-def test_sixty_kills_each_leave_one_whole_version(tmp_path):
-    store, done_file, rng = tmp_path/'finops_findings', tmp_path/'done', random.Random(1)
+def test_fifty_kills_each_leave_one_whole_version(tmp_path):
+    store, rng = tmp_path/'finops_findings', random.Random(1)
     last = interrupted = 0
-    command = [sys.executable, '-c', NURSERY, str(Path(__file__).parent), str(store), str(done_file)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nursery:
-        for trial in range(60):
-            done_file.write_text('')
-            nursery.stdin.write(f'{last + 1}\n')
-            nursery.stdin.flush()
-            pid = int(nursery.stdout.readline())
-            while trial % 3 == 0 and not done_file.read_text(): time.sleep(0.001)  # every third is killed in a later version
+
+    def start(): return subprocess.Popen([sys.executable, '-c', CHILD, str(Path(__file__).parent), str(store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    following = start()  # imports while its predecessor writes
+    for trial in range(50):
+        writer, following = following, start()
+        with writer:
+            writer.stdin.write(f'{last + 1}\n')
+            writer.stdin.flush()
+            first = writer.stdout.readline() if trial % 2 else ''  # every second one is killed in a later version
             time.sleep(rng.uniform(0, 0.1))
             watch = state(store)  # while it writes
             assert len(watch) <= 1 and all(n == ROWS + v % 7 for v, n in watch.items()), watch
             time.sleep(rng.uniform(0, 0.1))
-            os.kill(pid, signal.SIGKILL)
-            assert nursery.stdout.readline() == 'gone\n'
-            interrupted += any(store.rglob('.tmp-*'))
-            after = state(store)
-            assert len(after) <= 1 and all(n == ROWS + v % 7 for v, n in after.items()), after
-            done = max(last, int(done_file.read_text() or 0))
-            assert not done or next(iter(after)) in (done, done + 1), (after, done)  # nothing finished is lost
-            for f in store.rglob('*.parquet'): pq.ParquetFile(f).metadata  # no torn file
-            last = next(iter(after), last)
-    assert interrupted and last > 3  # kills came in the middle of writes, and writes were finished in between
+            writer.send_signal(signal.SIGKILL)
+            said = (first + writer.stdout.read()).split()
+        interrupted += any(store.rglob('.tmp-*'))
+        after = state(store)
+        assert len(after) <= 1 and all(n == ROWS + v % 7 for v, n in after.items()), after
+        done = max([last, *map(int, said)])
+        assert not done or next(iter(after)) in (done, done + 1), (after, done)  # nothing finished is lost
+        for f in store.rglob('*.parquet'): pq.ParquetFile(f).metadata  # no torn file
+        last = next(iter(after), last)
+    with following: following.send_signal(signal.SIGKILL)
+    assert interrupted and last >= 25  # kills came in the middle of writes, and writes were finished in between
     write(store, last + 1)  # the next run cleans up what the killed ones left
     assert sorted(p.name for p in store.rglob('*') if p.is_file() and p.name != '.lock') == ['part-r1.parquet']
 

@@ -92,7 +92,7 @@ def check_params(checker, given:Mapping)->dict:
 # %% ../../nbs/31_checks_base.ipynb #4b13d3f6
 _DRAFT_SQL = """
     with found as ({sql}),
-    counted as (select *, ({savings})::decimal(18,6) as monthly_saving_, ({cost})::decimal(18,6) as monthly_cost_ from found),
+    counted as (select *, case when {status} = 'fail' then ({savings})::decimal(18,6) end as monthly_saving_, ({cost})::decimal(18,6) as monthly_cost_ from found),
     gap as ({gaps}),
     place as (select account_id, region, string_agg(distinct operation, ', ' order by operation) as operations,
                      string_agg(distinct coalesce(error_code, status), ', ' order by coalesce(error_code, status)) as reasons from gap group by all)
@@ -107,9 +107,11 @@ def draft_columns(check:SqlChecker, ctx:RunContext)->duckdb.DuckDBPyRelation:
     if 'as_of' in sql_params(check.sql): params |= {'as_of': ctx.as_of}
     rows = ctx.db.sql(check.sql, params=params)
     types = dict(zip(rows.columns, map(str, rows.types)))
-    query = _DRAFT_SQL.format(sql=check.sql, savings=check.savings, cost=check.cost, gaps=GAPS_SQL,
+    query = _DRAFT_SQL.format(sql=check.sql, status=_status(types), savings=check.savings, cost=check.cost, gaps=GAPS_SQL,
                               evaluated=_select(_evaluated(check, types)), refused=_select(_refused(check)))
     return ctx.db.sql(query, params=params | {'needed': check.needs()})
+
+def _status(types:Mapping[str, str])->str: return 'status' if 'status' in types else "'fail'"
 
 def _select(columns:Mapping[str, str])->str: return ',\n        '.join(f'{sql} as "{path}"' for path, sql in columns.items())
 
@@ -124,7 +126,7 @@ def _common(check:SqlChecker)->dict[str, str]:
 
 def _evaluated(check:SqlChecker, types:Mapping[str, str])->dict[str, str]:
     "Draft columns of an affected resource"
-    of, saving, status = check.checker_id, 'monthly_saving_', 'status' if 'status' in types else "'fail'"
+    of, saving, status = check.checker_id, 'monthly_saving_', _status(types)
     metrics, dimensions = evidence_sql(types)
     res = _common(check) | {f'scope.{c}': c for c in RESOURCE_COLUMNS if c in types}
     issue = ', '.join(f"{{'k': {quoted(c)}, 'v': \"{c}\"::varchar}}" for c in check.issue)
