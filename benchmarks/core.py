@@ -1,8 +1,16 @@
 """The core against the limit of this machine: one table, `python benchmarks/core.py`.
 
-Every line runs in a process of its own: CPU seconds (user + system, all threads) and peak resident memory. The limit is what no
-implementation can avoid, measured in the same run: `pq.write_table` of the same typed rows with the same compression, plus one sha256
-of the same canonical bytes per fingerprint and per finding id."""
+Every line runs in a process of its own: CPU seconds (user + system, all threads) and peak resident memory. The limit is
+what no implementation can avoid, measured in the same run: `pq.write_table` of the same typed rows with the same
+compression, plus one sha256 of the same canonical bytes per fingerprint and per finding id.
+
+limit   see above
+arrow   typed draft columns, as checks yield them -> validated, identified, cast, written
+text    the same columns, every leaf as text
+checks  the same from the query itself, its SQL included, as a run does it
+dicts   the same records as Python dicts
+export  the stored findings -> flat Parquet, findings.json, summary.json, top_savings.json, each with its gzip"""
+
 import json
 import os
 import platform
@@ -15,7 +23,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from finops_nb.catalog import connect
@@ -24,54 +31,63 @@ from finops_nb.storage_cast import iter_storage
 from finops_nb.wire import BATCH_ROWS
 from finops_nb.writer import PARQUET, FindingsParquetWriter, ParquetWriterConfig
 
-RUN = dict(tenant_id='acme', workspace_id='prod', run_id='20261124T060000Z-prod-bench000', run_ts='2026-11-24T06:00:00Z', engine_name='finops_nb',
-           engine_version='0.1.0', rulepack_version='0.1.0', ingested_ts='2026-11-24T06:00:00Z') | {'source.source_type': 'checker', 'source.schema_version': 1}
+RUN = dict(
+    tenant_id='acme',
+    workspace_id='prod',
+    run_id='20261124T060000Z-prod-bench000',
+    run_ts='2026-11-24T06:00:00Z',
+    engine_name='finops_nb',
+    engine_version='0.1.0',
+    rulepack_version='0.1.0',
+    ingested_ts='2026-11-24T06:00:00Z',
+) | {'source.source_type': 'checker', 'source.schema_version': 1}
 
-# What 12 checks hand over: constants per check, ids and texts per row, decimals, evidence maps, tags, an issue key on every third row.
-DRAFTS = """
+# What 12 checks hand over: constants per check, ids and texts per row, decimals, evidence maps, tags, an issue key on
+# every third row.
+VOLUME = "'vol-0' || md5(i::varchar)[:16]"
+DRAFTS = f"""
     select 'aws.check.n' || (i % 12) as check_id, 'Name of check ' || (i % 12) as check_name,
-           (['usage_optimization', 'rate_optimization'])[1 + i % 2] as category, 'idle' as sub_category, 'fail' as status,
-           'aws' as "scope.cloud", lpad((111122223333 + i % 12)::varchar, 12, '0') as "scope.account_id", (['eu-west-1', 'us-east-1', 'eu-central-1', 'ap-south-1'])[1 + i % 4] as "scope.region",
-           'AmazonEC2' as "scope.service", 'ebs_volume' as "scope.resource_type", 'vol-0' || md5(i::varchar)[:16] as "scope.resource_id",
-           'arn:aws:ec2:eu-west-1:111122223333:volume/vol-0' || md5(i::varchar)[:16] as "scope.resource_arn",
-           (['low', 'medium', 'high'])[1 + i % 3] as "severity.level", {n}(i % 1000) as "severity.score",
-           'vol-0' || md5(i::varchar)[:16] || ': change ' || (i % 900) || ' GiB gp2 to gp3' as title,
-           'gp2 volume of ' || (i % 900) || ' GiB that gp3 matches for less, attached to i-0' || md5((i + 7)::varchar)[:16] as message,
-           'Change the volume type; no downtime.' as recommendation, 'aws ec2 modify-volume --volume-type gp3 --volume-id vol-0' || md5(i::varchar)[:16] as remediation,
-           {m}((i % 90000) / 100.0) as "estimated.monthly_savings", {m}((i % 90000) / 50.0) as "estimated.monthly_cost", {n}(90) as "estimated.confidence",
-           'list' as "estimated.basis", 'USD' as "estimated.currency", 'monthly saving = size_gib * (gp2_price - gp3_price) = ' || (i % 900) || ' * (0.11 - 0.088)' as "estimated.notes",
-           'open' as "lifecycle.status", map(['Name', 'CostCenter', 'Environment'], ['vol-' || (i % 5000), 'cc-' || (i % 40), 'prod']) as tags,
-           map(['state', 'volume_type'], ['in-use', 'gp2']) as dimensions, map(['size_gib', 'gp2_price', 'gp3_price'], [{m}(i % 900), {m}(0.11), {m}(0.088)]) as metrics,
+           (['usage_optimization', 'rate_optimization'])[1 + i % 2] as category, 'idle' as sub_category,
+           'fail' as status, 'aws' as "scope.cloud",
+           lpad((111122223333 + i % 12)::varchar, 12, '0') as "scope.account_id",
+           (['eu-west-1', 'us-east-1', 'eu-central-1', 'ap-south-1'])[1 + i % 4] as "scope.region",
+           'AmazonEC2' as "scope.service", 'ebs_volume' as "scope.resource_type", {VOLUME} as "scope.resource_id",
+           'arn:aws:ec2:eu-west-1:111122223333:volume/' || {VOLUME} as "scope.resource_arn",
+           (['low', 'medium', 'high'])[1 + i % 3] as "severity.level", NUMBER(i % 1000) as "severity.score",
+           {VOLUME} || ': change ' || (i % 900) || ' GiB gp2 to gp3' as title,
+           'gp2 volume of ' || (i % 900) || ' GiB that gp3 matches for less, attached to i-0'
+               || md5((i + 7)::varchar)[:16] as message,
+           'Change the volume type; no downtime.' as recommendation,
+           'aws ec2 modify-volume --volume-type gp3 --volume-id ' || {VOLUME} as remediation,
+           MONEY((i % 90000) / 100.0) as "estimated.monthly_savings",
+           MONEY((i % 90000) / 50.0) as "estimated.monthly_cost", NUMBER(90) as "estimated.confidence",
+           'list' as "estimated.basis", 'USD' as "estimated.currency",
+           'monthly saving = size_gib * (gp2_price - gp3_price) = ' || (i % 900) || ' * (0.11 - 0.088)'
+               as "estimated.notes",
+           'open' as "lifecycle.status",
+           map(['Name', 'CostCenter', 'Environment'], ['vol-' || (i % 5000), 'cc-' || (i % 40), 'prod']) as tags,
+           map(['state', 'volume_type'], ['in-use', 'gp2']) as dimensions,
+           map(['size_gib', 'gp2_price', 'gp3_price'], [MONEY(i % 900), MONEY(0.11), MONEY(0.088)]) as metrics,
            case when i % 3 = 0 then map(['target'], ['gp3']) end as issue_key
-    from range({rows}) t(i)"""
+    from range(ROWS) t(i)"""
 
 
 def drafts(rows, typed):
     "Draft columns as a SQL check yields them (typed), or all as text"
-    def money(x): return f'{x}'
-    sql = DRAFTS.replace('{rows}', str(rows))
-    cast = ('::decimal(18,6)', '::int') if typed else ('::decimal(18,6)::varchar', '::int::varchar')
-    for mark, c in zip(('{m}', '{n}'), cast): sql = _cast(sql, mark, c)
-    return connect(threads=1).sql(sql)
-
-
-def _cast(sql, mark, cast):
-    while (at := sql.find(mark)) >= 0:
-        depth, end = 0, at + len(mark)
-        while True:
-            depth += {'(': 1, ')': -1}.get(sql[end], 0)
-            end += 1
-            if depth == 0: break
-        sql = sql[:at] + sql[at + len(mark):end] + cast + sql[end:]
-    return sql
+    con = connect(threads=1)
+    text = '' if typed else '::varchar'
+    con.execute(f'create macro MONEY(x) as x::decimal(18,6){text}; create macro NUMBER(x) as x::int{text}')
+    return con, con.sql(DRAFTS.replace('ROWS', str(rows)))
 
 
 def table_in(d, rows, typed):
-    path = Path(d)/f'drafts-{rows}-{typed}.arrow'
+    path = Path(d) / f'drafts-{rows}-{typed}.arrow'
     if not path.exists():
-        reader = drafts(rows, typed).to_arrow_reader(BATCH_ROWS)
+        _con, query = drafts(rows, typed)
+        reader = query.to_arrow_reader(BATCH_ROWS)
         with pa.OSFile(str(path), 'wb') as f, pa.ipc.new_file(f, reader.schema) as w:
-            for b in reader: w.write_batch(b)
+            for b in reader:
+                w.write_batch(b)
     return pa.memory_map(str(path))
 
 
@@ -85,11 +101,14 @@ def job_limit(d, rows):
     typed = [s.table for s in iter_storage(batches_of(table_in(d, rows, True)), run=RUN)]
     canonical = [b'x' * 240] * BATCH_ROWS
     yield
-    with pq.ParquetWriter(Path(d)/'limit.parquet', FINOPS_FINDINGS_SCHEMA, **PARQUET) as w:
-        for t in typed: w.write_table(t, row_group_size=BATCH_ROWS)
+    with pq.ParquetWriter(Path(d) / 'limit.parquet', FINOPS_FINDINGS_SCHEMA, **PARQUET) as w:
+        for t in typed:
+            w.write_table(t, row_group_size=BATCH_ROWS)
     for t in typed:
-        for c in canonical[:len(t)]: sha256(c).digest()
-        for c in canonical[:len(t)]: sha256(c[:190]).digest()
+        for c in canonical[: len(t)]:
+            sha256(c).digest()
+        for c in canonical[: len(t)]:
+            sha256(c[:190]).digest()
 
 
 def job_arrow(d, rows, typed=True):
@@ -98,11 +117,18 @@ def job_arrow(d, rows, typed=True):
     write(d, batches_of(file))
 
 
-def job_text(d, rows): return job_arrow(d, rows, False)
+def job_checks(d, rows):
+    _con, query = drafts(rows, True)
+    yield
+    write(d, query)
+
+
+def job_text(d, rows):
+    return job_arrow(d, rows, False)
 
 
 def write(d, source):
-    w = FindingsParquetWriter(ParquetWriterConfig(Path(d)/'finops_findings', run=RUN))
+    w = FindingsParquetWriter(ParquetWriterConfig(Path(d) / 'finops_findings', run=RUN))
     w.extend(source)
     stats = w.close()
     assert stats['rejected'] == 0, stats
@@ -111,7 +137,8 @@ def write(d, source):
 def job_dicts(d, rows):
     records = []
     for b in batches_of(table_in(d, rows, True)):
-        for r in b.to_pylist(maps_as_pydicts='strict'): records.append(nested(r))
+        for r in b.to_pylist(maps_as_pydicts='strict'):
+            records.append(nested(r))
     yield
     write(d, records)
 
@@ -121,16 +148,22 @@ def nested(r):
     for k, v in r.items():
         *parents, leaf = k.split('.')
         node = res
-        for p in parents: node = node.setdefault(p, {})
+        for p in parents:
+            node = node.setdefault(p, {})
         node[leaf] = v
     return res
 
 
 def job_export(d, rows):
     from finops_nb.export_json import ExportConfig, run_export
-    write(d, batches_of(table_in(d, rows, True)))
+
+    subprocess.run(
+        [sys.executable, __file__, '--job', 'arrow', str(rows), d], check=True, capture_output=True
+    )  # in a process of its own
     yield
-    run_export(ExportConfig(str(Path(d)/'finops_findings'/'**'/'*.parquet'), 'acme', str(Path(d)/'webapp_data')))
+    run_export(
+        ExportConfig(str(Path(d) / 'finops_findings' / '**' / '*.parquet'), 'acme', str(Path(d) / 'webapp_data'))
+    )
 
 
 def child(job, rows, d):
@@ -143,31 +176,46 @@ def child(job, rows, d):
 
 
 def reset_peak():
-    try: Path('/proc/self/clear_refs').write_text('5')
-    except OSError: pass
+    try:
+        Path('/proc/self/clear_refs').write_text('5')
+    except OSError:
+        pass
 
 
 def peak_mb():
-    try: return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) / 1024
-    except (OSError, StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    try:
+        return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(job, rows, d):
-    out = subprocess.run([sys.executable, __file__, '--job', job, str(rows), d], check=True, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, __file__, '--job', job, str(rows), d], check=True, capture_output=True, text=True
+    )
     return json.loads(out.stdout.splitlines()[-1])
 
 
 def main(sizes, jobs):
-    print(f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, pyarrow {pa.__version__}\n')
-    print('| findings | way | CPU s | findings per CPU s | times the limit | peak RSS MB |\n|---:|---|---:|---:|---:|---:|')
+    print(f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, pyarrow {pa.__version__}')
+    print('\n| findings | way | CPU s | findings per CPU s | times the limit | peak RSS MB |')
+    print('|---:|---|---:|---:|---:|---:|')
     for rows in sizes:
         limit = None
         for job in jobs:
-            with tempfile.TemporaryDirectory() as d: r = measure(job, rows, d)
+            with tempfile.TemporaryDirectory() as d:
+                r = measure(job, rows, d)
             limit = r['cpu'] if job == 'limit' else limit
-            print(f"| {rows:,} | {job} | {r['cpu']:.2f} | {rows/r['cpu']:,.0f} | {r['cpu']/limit:.2f} | {r['rss']:,.0f} |" if limit else r, flush=True)
+            times = f'{r["cpu"] / limit:.2f}' if limit else ''
+            cells = f'{rows:,}', job, f'{r["cpu"]:.2f}', f'{rows / r["cpu"]:,.0f}', times, f'{r["rss"]:,.0f}'
+            print(f'| {" | ".join(cells)} |', flush=True)
 
+
+JOBS = 'limit', 'arrow', 'text', 'checks', 'dicts', 'export'
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['--job']: child(sys.argv[2], int(sys.argv[3]), sys.argv[4])
-    else: main([int(a) for a in sys.argv[1:] if a.isdigit()] or [10_000, 100_000, 1_000_000], [a for a in sys.argv[1:] if not a.isdigit()] or ['limit', 'arrow', 'text', 'dicts', 'export'])
+    if sys.argv[1:2] == ['--job']:
+        child(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    else:
+        sizes = [int(a) for a in sys.argv[1:] if a.isdigit()]
+        main(sizes or [10_000, 100_000, 1_000_000], [a for a in sys.argv[1:] if not a.isdigit()] or JOBS)

@@ -21,28 +21,31 @@ log = logging.getLogger(__name__)
 # %% ../nbs/55_findings.ipynb #160871fd
 def run_fields(ctx:RunContext, currency:str='USD')->dict[str, object]:
     "Dotted path -> value of the fields that are the same for all findings of a run"
-    return {'tenant_id': ctx.tenant_id, 'workspace_id': ctx.workspace_id, 'run_id': ctx.run_id, 'run_ts': ctx.as_of, 'ingested_ts': ctx.as_of,
-            'engine_name': 'finops_nb', 'engine_version': __version__, 'rulepack_version': __version__, 'scope.cloud': 'aws',
-            'estimated.currency': currency, 'source.source_type': 'check', 'source.schema_version': SCHEMA_VERSION}
+    return {'tenant_id': ctx.tenant_id, 'workspace_id': ctx.workspace_id, 'run_id': ctx.run_id,
+            'run_ts': ctx.as_of, 'ingested_ts': ctx.as_of,
+            'engine_name': 'finops_nb', 'engine_version': __version__, 'rulepack_version': __version__,
+            'scope.cloud': 'aws', 'estimated.currency': currency,
+            'source.source_type': 'check', 'source.schema_version': SCHEMA_VERSION}
 
 # %% ../nbs/55_findings.ipynb #a55516b4
 @dataclass(frozen=True, slots=True)
 class Outcome:
     "One check of one run"
     check_id: str
-    findings: int              # records it yielded, rejects included
+    findings: int                   # records it yielded, rejects included; 0 when it raised
     rejected: int
-    places: list[tuple[str, str]]        # (account_id, region) asked
+    places: list[tuple[str, str]]   # (account_id, region) asked
     gaps: list[dict] = field(default_factory=list)  # account_id, region, table_name, operation, status, error_code
     seconds: float = 0.0
-    error: str | None = None   # the check raised: nothing it says counts
+    error: str | None = None        # the check raised: nothing it said is kept
 
     @property
     def unknown(self)->list[tuple[str, str]]:
         "Places where the check was not evaluated"
         return self.places if self.error else sorted({(g['account_id'], g['region']) for g in self.gaps})
 
-PLACES_SQL = "select distinct account_id, region from coverage where status <> 'not_opted_in' and region <> 'aws-global' order by all"
+PLACES_SQL = """select distinct account_id, region from coverage
+    where status <> 'not_opted_in' and region <> 'aws-global' order by all"""
 
 def _gaps(checker:Checker, ctx:RunContext)->list[dict]:
     if not hasattr(checker, 'gaps'): return []

@@ -63,9 +63,7 @@ class Selection:
         return {f: _HIT[f] for f, v in self.values.items() if v}
 
     @property
-    def text(self)->str:
-        "Condition of `q`"
-        return _TEXT if self.q else 'true'
+    def text(self)->str: return _TEXT if self.q else 'true'   # condition of `q`
 
     @property
     def where(self)->str:

@@ -11,22 +11,28 @@ import duckdb
 # %% ../nbs/41_overlap.ipynb #05c59280
 OVERLAP_SQL = """
     with keyed as (
-        select finding_id, fingerprint, check_id, scope.account_id as account_id, scope.region as region,
-               coalesce(nullif(scope.resource_id, ''), nullif(scope.resource_arn, '')) as resource, estimated.monthly_savings as saving,
-               dimensions['covers'] as covers, status
+        select finding_id, fingerprint, check_id, status,
+               estimated.monthly_savings as saving, dimensions['covers'] as covers,
+               scope.account_id as account_id, scope.region as region,
+               coalesce(nullif(scope.resource_id, ''), nullif(scope.resource_arn, '')) as resource
         from {findings}),
     covered as (
         select account_id, region, resource as by_resource, unnest(string_split(covers, ',')) as resource
         from keyed where status = 'fail' and covers is not null and resource is not null),
     cover as (select account_id, region, resource, min(by_resource) as by_resource from covered group by all),
+    owner as (
+        select k.*, coalesce(c.by_resource, k.resource) as owner
+        from keyed k left join cover c on c.account_id is not distinct from k.account_id
+                                      and c.region is not distinct from k.region and c.resource = k.resource),
     grouped as (
-        select k.*, case when k.status = 'fail' then
-                   case when k.resource is null then k.fingerprint else concat_ws('/', k.account_id, k.region, coalesce(c.by_resource, k.resource)) end end as group_id
-        from keyed k left join cover c on c.account_id is not distinct from k.account_id and c.region is not distinct from k.region and c.resource = k.resource)
-    select finding_id, group_id,
-           group_id is not null and row_number() over (partition by group_id order by saving desc nulls last, check_id, fingerprint) = 1 as is_group_winner,
-           row_number() over (order by saving desc nulls last, fingerprint, finding_id) as rank
-    from grouped"""
+        select *, case when status <> 'fail' then null when owner is null then fingerprint
+                       else concat_ws('/', account_id, region, owner) end as group_id
+        from owner),
+    ranked as (
+        select *, row_number() over (order by saving desc nulls last, fingerprint, finding_id) as rank,
+               row_number() over (partition by group_id order by saving desc nulls last, check_id, fingerprint) as place
+        from grouped)
+    select finding_id, group_id, group_id is not null and place = 1 as is_group_winner, rank from ranked"""
 
 def groups(
     con:duckdb.DuckDBPyConnection,

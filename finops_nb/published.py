@@ -174,8 +174,10 @@ def load_export(root:Path, tenant_id:str, pool:Pool)->Export:
     hashes = {name: fact['sha256'] for name, fact in m['files'].items()}
     identity = json.dumps([tenant_id, m['export_id'], m.get('as_of'), hashes], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
-    export = Export(tenant_id, m['export_id'], _time(m.get('as_of')), digest, folder, m['files'],
-                    read_object(folder/'summary.json'))
+    summary = read_object(folder/'summary.json')
+    if summary.get('tenant_id', tenant_id) != tenant_id:
+        raise ExportError(f"summary.json of {tenant_id} is another tenant's.")
+    export = Export(tenant_id, m['export_id'], _time(m.get('as_of')), digest, folder, m['files'], summary)
     pool.cursor(export).close()
     return export
 

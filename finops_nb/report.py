@@ -25,6 +25,10 @@ def cell(value)->str:
     if isinstance(value, int): return f'{value:,}'
     return ', '.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
+def _html(tag:str, value)->str:
+    is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
+    return f'<{tag} style="text-align:{"right" if is_number else "left"}">{escape(cell(value))}</{tag}>'
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     "A small table that notebooks display; `rows` are lists of values in the order of `columns`"
@@ -32,9 +36,10 @@ class Shown:
     rows: Sequence[Sequence]
 
     def _repr_html_(self)->str:
-        def td(v): return f'<td style="text-align:{"right" if isinstance(v, int | Decimal) and not isinstance(v, bool) else "left"}">{escape(cell(v))}</td>'
-        head = ''.join(f'<th style="text-align:left">{escape(c.replace("_", " "))}</th>' for c in self.columns)
-        return f'<table><thead><tr>{head}</tr></thead><tbody>' + ''.join(f"<tr>{''.join(map(td, r))}</tr>" for r in self.rows) + '</tbody></table>'
+        def row(tag, values): return f"<tr>{''.join(_html(tag, v) for v in values)}</tr>"
+        head = row('th', [c.replace('_', ' ') for c in self.columns])
+        body = ''.join(row('td', r) for r in self.rows)
+        return f'<table><thead>{head}</thead><tbody>{body}</tbody></table>'
 
     def __repr__(self)->str:
         return '\n'.join(' | '.join(map(cell, r)) for r in (self.columns, *self.rows))

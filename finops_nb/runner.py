@@ -6,7 +6,8 @@
 __all__ = ['log', 'Plan', 'read_as_of', 'load_checkers', 'plan_run', 'take_snapshot', 'freeze_prices', 'open_tables', 'Checked',
            'check', 'finish', 'export', 'open_findings', 'exit_code', 'Stopwatch', 'run_here']
 
-# %% ../nbs/60_runner.ipynb #1b78fe2c
+# %% ../nbs/60_runner.ipynb #24a5e06f
+import glob
 import logging
 import time
 from collections import Counter
@@ -62,13 +63,18 @@ def read_as_of(text:str)->datetime:
 
 def load_checkers(specs:Iterable[str], params:Mapping[str, Mapping])->dict[str, Checker]:
     "Checkers by spec (all installed ones when none is named), their parameters checked; raises ConfigError"
-    checkers = {spec: load_checker(spec) for spec in (list(specs) or installed_checks().values())}
+    installed = installed_checks()
+    checkers = {spec: load_checker(spec) for spec in (list(specs) or installed.values())}
     twice = [i for i, n in Counter(c.checker_id for c in checkers.values()).items() if n > 1]
-    if twice: raise ConfigError(f"Two of the checkers have the id {twice[0]!r}. Run one of them: {', '.join(checkers)}.")
+    if twice:
+        same = ', '.join(spec for spec, c in checkers.items() if c.checker_id == twice[0])
+        raise ConfigError(f"Two of the checkers have the id {twice[0]!r}. Run one of them: {same}.")
     known = {c.checker_id: c for c in checkers.values()}
     for check_id, given in params.items():
         if check_id in known: check_params(known[check_id], given)
-        elif check_id not in installed_checks(): raise ConfigError(f"Settings name parameters for check {check_id!r}, which is not installed. `finops-nb checks list` shows the ids.")
+        elif check_id not in installed:
+            raise ConfigError(f"Settings name parameters for check {check_id!r}, which is not installed. "
+                              "`finops-nb checks list` shows the ids.")
     return checkers
 
 # %% ../nbs/60_runner.ipynb #6d0abd67
@@ -86,7 +92,8 @@ def plan_run(
     tenant, workspace = settings.workspace(tenant_id, workspace_id)
     clock = read_as_of(as_of)
     loaded = load_checkers(checkers or settings.checkers, tenant.params)
-    own = check_run_id(run_id or make_run_id(tenant_id, workspace.workspace_id, clock, (c.checker_id for c in loaded.values())))
+    check_ids = [c.checker_id for c in loaded.values()]
+    own = check_run_id(run_id or make_run_id(tenant_id, workspace.workspace_id, clock, check_ids))
     findings = Path(out) if out else settings.data_dir/'finops_findings'
     taken = _snapshot_of(findings.parent/'finops_runs', tenant_id, check_run_id(snapshot)) if snapshot else own
     return Plan(settings, tenant, workspace, clock, own, loaded, taken, findings)
@@ -98,14 +105,16 @@ def _snapshot_of(runs_dir:Path, tenant_id:str, run_id:str)->str:
 
 # %% ../nbs/60_runner.ipynb #fcfb57b5
 def take_snapshot(plan:Plan, progress:Callable[[int, int], object]|None=None)->Snapshot:
-    "Collect the plan's snapshot, or open it when it exists; raises ConfigError when another run's snapshot is named and is not there"
-    data, tenant_id = plan.settings.data_dir, plan.tenant.tenant_id
-    if plan.snapshot_id != plan.run_id or snapshot_path(inventory_dir(data, tenant_id), plan.snapshot_id).exists():
-        snapshot = open_snapshot(data, tenant_id, plan.snapshot_id)
-        if (other := snapshot.manifest['workspace_id']) != plan.workspace.workspace_id:
-            raise ConfigError(f"Snapshot {plan.snapshot_id!r} is of workspace {other!r}, not {plan.workspace.workspace_id!r}. Name a run of this workspace.")
-        return snapshot
-    return collect_snapshot(plan.workspace.accounts, data, tenant_id, plan.workspace.workspace_id, plan.snapshot_id, plan.as_of, plan.run_id, progress)
+    "Collect the plan's snapshot, or open it when it exists; raises ConfigError when the one that is named is not there"
+    data, tenant_id, workspace = plan.settings.data_dir, plan.tenant.tenant_id, plan.workspace
+    exists = snapshot_path(inventory_dir(data, tenant_id), plan.snapshot_id).exists()
+    if not exists and plan.snapshot_id == plan.run_id:
+        return collect_snapshot(workspace.accounts, data, tenant_id, workspace.workspace_id, plan.snapshot_id, plan.as_of,
+                                plan.run_id, progress)
+    snapshot = open_snapshot(data, tenant_id, plan.snapshot_id)
+    if (other := snapshot.manifest['workspace_id']) == workspace.workspace_id: return snapshot
+    raise ConfigError(f"Snapshot {plan.snapshot_id!r} is of workspace {other!r}, not {workspace.workspace_id!r}. "
+                      "Name a run of this workspace.")
 
 def freeze_prices(plan:Plan)->PriceBook:
     "The price book of the settings (or the shipped one), kept in data/prices/<hash>.parquet"
@@ -131,8 +140,12 @@ class Checked:
 def check(plan:Plan, db:duckdb.DuckDBPyConnection)->Checked:
     "Run every check of the plan into a writer; nothing is visible until `finish`"
     ctx = RunContext(plan.tenant.tenant_id, plan.workspace.workspace_id, plan.run_id, plan.as_of, db, plan.tenant.params)
-    writer = FindingsParquetWriter(ParquetWriterConfig(plan.findings_dir, run=run_fields(ctx, plan.settings.currency)))
-    return Checked(writer, run_checks(plan.checkers, ctx, writer))
+    cfg = ParquetWriterConfig(plan.findings_dir, run=run_fields(ctx, plan.settings.currency))
+    writer = FindingsParquetWriter(cfg)
+    try: return Checked(writer, run_checks(plan.checkers, ctx, writer))
+    except BaseException:
+        writer.discard()
+        raise
 
 # %% ../nbs/60_runner.ipynb #b2776e44
 def _gaps(outcomes:list[Outcome], coverage:list[dict])->list[dict]:
@@ -149,36 +162,46 @@ def _gaps(outcomes:list[Outcome], coverage:list[dict])->list[dict]:
             checks.setdefault(key, set()).add(o.check_id)
             facts.setdefault(key, dict(status=g['status'], error_code=g['error_code']))
     names = 'account_id', 'region', 'operation', 'table_name'
-    return [dict(zip(names, map(str, key))) | facts[key] | {'checks': sorted(checks.get(key, ()))} for key in sorted(facts, key=str)]
+    return [dict(zip(names, map(str, key), strict=True)) | facts[key] | {'checks': sorted(checks.get(key, ()))}
+            for key in sorted(facts, key=str)]
+
+# %% ../nbs/60_runner.ipynb #80ca8668
+def _said(plan:Plan, o:Outcome)->dict:
+    "What the manifest says about a check"
+    spec, checker = next((s, c) for s, c in plan.checkers.items() if c.checker_id == o.check_id)
+    params = check_params(checker, plan.tenant.params.get(o.check_id, {}))
+    return dict(check_id=o.check_id, spec=spec, findings=o.findings, rejected=o.rejected, error=o.error, places=o.places,
+                unknown=o.unknown, params=params)
 
 def finish(plan:Plan, snapshot:Snapshot, book:PriceBook, checked:Checked, seconds:Mapping[str, float]|None=None)->dict:
     "Publish findings, rejects and the manifest; returns the manifest"
-    stats = checked.writer.close()
-    files, rejects = stats.pop('files'), stats.pop('rejects_file')
-    spec = {c.checker_id: s for s, c in plan.checkers.items()}
+    stats = dict(checked.writer.close())
     manifest = dict(
-        tenant_id=plan.tenant.tenant_id, workspace_id=plan.workspace.workspace_id, run_id=plan.run_id, as_of=f'{plan.as_of:%Y-%m-%dT%H:%M:%SZ}',
-        engine_version=__version__, snapshot_id=plan.snapshot_id, files=files, rejects_file=rejects, counts=stats,
-        checks=[dict(check_id=o.check_id, spec=spec[o.check_id], findings=o.findings, rejected=o.rejected, error=o.error, places=o.places, unknown=o.unknown,
-                     params=check_params(plan.checkers[spec[o.check_id]], plan.tenant.params.get(o.check_id, {}))) for o in checked.outcomes],
+        tenant_id=plan.tenant.tenant_id, workspace_id=plan.workspace.workspace_id, run_id=plan.run_id,
+        as_of=f'{plan.as_of:%Y-%m-%dT%H:%M:%SZ}', engine_version=__version__, snapshot_id=plan.snapshot_id,
+        files=stats.pop('files'), rejects_file=stats.pop('rejects_file'), counts=stats,
+        checks=[_said(plan, o) for o in checked.outcomes],
         gaps=_gaps(checked.outcomes, snapshot.coverage.to_pylist()), coverage=snapshot.manifest['coverage'],
         prices=dict(content_hash=book.content_hash, prices=len(book.table)), charge_periods=[], seconds=dict(seconds or {}))
     publish_manifest(plan.runs_dir, manifest)
-    log.info('run %s: %d findings, %d rejects, %d gaps', plan.run_id, stats['written'], stats['rejected'], len(manifest['gaps']))
+    log.info('run %s: %d findings, %d rejects, %d gaps', plan.run_id, stats['written'], stats['rejected'],
+             len(manifest['gaps']))
     return manifest
 
 def export(plan:Plan)->dict:
     "Export the tenant's newest runs to the web folder; returns what current.json says"
-    return run_export(ExportConfig(str(plan.findings_dir/'**'/'*.parquet'), plan.tenant.tenant_id, plan.settings.webapp_dir, runs_dir=plan.runs_dir))
+    pattern = Path(glob.escape(str(plan.findings_dir)))/'**'/'*.parquet'
+    return run_export(ExportConfig(str(pattern), plan.tenant.tenant_id, plan.settings.webapp_dir, runs_dir=plan.runs_dir))
 
 def open_findings(plan:Plan, manifest:Mapping, db:duckdb.DuckDBPyConnection)->None:
-    "Give `db` the views `findings` (this run's, in the storage schema) and `groups` (finding_id, group_id, is_group_winner, rank)"
+    "Give `db` the views `findings` (of this run, as stored) and `groups` (finding_id, group_id, is_group_winner, rank)"
     attach_findings(db, [plan.findings_dir/f['path'] for f in manifest['files']], plan.tenant.tenant_id, True)
     groups(db, 'findings').create_view('groups', replace=True)
 
 def exit_code(manifest:Mapping)->int:
     "0: everything was looked at and stored; 1: done, with gaps, rejects or a check that failed"
-    return int(bool(manifest['gaps'] or manifest['counts']['rejected'] or any(c['error'] for c in manifest['checks'])))
+    failed = any(c['error'] for c in manifest['checks'])
+    return int(bool(manifest['gaps'] or manifest['counts']['rejected'] or failed))
 
 # %% ../nbs/60_runner.ipynb #6572c001
 class Stopwatch:

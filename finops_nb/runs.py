@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from .errors import ConfigError
+from .errors import ConfigError, ContractError
 from .files import write_json
 
 # %% ../nbs/50_runs.ipynb #0001488a
@@ -51,17 +51,27 @@ def publish_manifest(runs_dir:Path, manifest:Mapping)->Path:
     write_json(path, {'format': FORMAT, **manifest})
     return path
 
+def _read(path:Path, tenant_id:str)->dict:
+    try: m = msgspec.json.decode(path.read_bytes())
+    except msgspec.DecodeError:
+        raise ContractError(f"Manifest {path.name} of tenant {tenant_id!r} is damaged. Do the run again.") from None
+    if (m['tenant_id'], m['run_id']) == (tenant_id, path.stem): return m
+    raise ContractError(f"Manifest {path.name} of tenant {tenant_id!r} is of another tenant or run. Put it back.")
+
 def read_manifest(runs_dir:Path, tenant_id:str, run_id:str)->dict:
-    "The manifest of one run; raises ConfigError when there is none"
-    try: return msgspec.json.decode(manifest_path(runs_dir, tenant_id, run_id).read_bytes())
-    except OSError: raise ConfigError(f"Tenant {tenant_id!r} has no run {run_id!r}. `finops-nb runs --tenant {tenant_id}` lists them.") from None
+    "The manifest of one run; raises ConfigError when there is none, ContractError when it is damaged or another's"
+    try: return _read(manifest_path(runs_dir, tenant_id, run_id), tenant_id)
+    except OSError:
+        raise ConfigError(f"Tenant {tenant_id!r} has no run {run_id!r}. "
+                          f"`finops-nb runs --tenant {tenant_id}` lists them.") from None
 
 # %% ../nbs/50_runs.ipynb #7cf2147a
 def manifests(runs_dir:Path, tenant_id:str)->list[dict]:
     "All runs of a tenant, oldest clock first"
-    found = [msgspec.json.decode(p.read_bytes()) for p in sorted((runs_dir/f'tenant_id={tenant_id}').glob('*.json'))]
+    found = [_read(p, tenant_id) for p in sorted((runs_dir/f'tenant_id={tenant_id}').glob('*.json'))]
     return sorted(found, key=lambda m: (m['as_of'], m['run_id']))
 
 def newest_runs(runs_dir:Path, tenant_id:str)->list[dict]:
     "The newest run of each workspace, by workspace"
-    return sorted({m['workspace_id']: m for m in manifests(runs_dir, tenant_id)}.values(), key=lambda m: m['workspace_id'])
+    newest = {m['workspace_id']: m for m in manifests(runs_dir, tenant_id)}  # the later one replaces the earlier
+    return [newest[w] for w in sorted(newest)]

@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['BATCH_ROWS', 'RECORD_ROWS', 'Fault', 'Batch', 'from_arrow', 'from_records', 'batches']
 
-# %% ../nbs/04_wire.ipynb #865f3bdb
+# %% ../nbs/04_wire.ipynb #0be8dea9
 import dataclasses
-import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from decimal import Decimal
+from itertools import accumulate, chain, islice
+from typing import Any
 
 import duckdb
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .errors import ContractError
 from .ids import text
-from .schema import BY_PATH, FIELDS, TREE, Field, structs
+from .schema import TREE, Field
 
 # %% ../nbs/04_wire.ipynb #2dd87a20
 BATCH_ROWS = 131_072  # one row group of the writer
@@ -30,9 +30,9 @@ RECORD_ROWS = 32_768  # Python records are larger than rows
 class Fault:
     "One rule broken by one row of a batch, known before any value is parsed"
     row: int      # within the batch
-    field: str    # dotted path
+    field: str    # dotted path, '' for the record itself
     value: str
-    rule: str     # type or unknown_field
+    rule: str     # always `type`: something else stands where an object, a list or text belongs
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -43,154 +43,240 @@ class Batch:
     faults: list[Fault] = field(default_factory=list)
     unknown: dict[str, pa.Array] = field(default_factory=dict)  # columns that are no field of a finding
 
-# %% ../nbs/04_wire.ipynb #67369171
-def _json(value)->str: return msgspec.json.encode(value, enc_hook=str).decode()
+# %% ../nbs/04_wire.ipynb #ec84c92e
+_ODD = TypeError, ValueError, OverflowError, RecursionError  # what encoders raise; UnicodeEncodeError is a ValueError
 
+def _json(value)->str:
+    "JSON of any value; what JSON has no word for is written as text"
+    try: return msgspec.json.encode(value, enc_hook=str).decode()
+    except _ODD: pass
+    try: return ascii(value)
+    except RecursionError: return f'<{type(value).__name__}, nested too deeply>'
+
+def _text(value)->str:
+    "A value as the text that stands for it on the wire: text itself, NaN by its name, anything else as in JSON"
+    if isinstance(value, float): return str(float(value))
+    encoded = msgspec.json.encode(value, enc_hook=str)
+    return msgspec.json.decode(encoded) if encoded.startswith(b'"') else encoded.decode()
+
+def _unicode(t:str)->str:
+    "Text without lone surrogates, which UTF-8 cannot carry"
+    return t.encode(errors='backslashreplace').decode()
+
+def _is_blank(v)->bool: return v is None or isinstance(v, str) and not v.strip()
+
+# %% ../nbs/04_wire.ipynb #97599744
+_TEXTS = (pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary, pa.types.is_large_binary,
+          pa.types.is_binary_view, pa.types.is_fixed_size_binary, pa.types.is_interval, pa.types.is_union)
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view,
+          pa.types.is_large_list_view)
+
+def _plain_type(t:pa.DataType, times_as_text:bool=False)->pa.DataType:
+    "The plain type that carries the values of `t`"
+    def inner(x): return _plain_type(x, times_as_text)
+    if isinstance(t, pa.BaseExtensionType): return inner(t.storage_type)
+    if pa.types.is_dictionary(t) or pa.types.is_run_end_encoded(t): return inner(t.value_type)
+    if any(is_a(t) for is_a in _TEXTS) or times_as_text and pa.types.is_temporal(t): return pa.string()
+    if any(is_a(t) for is_a in _LISTS): return pa.list_(inner(t.value_type))
+    if pa.types.is_map(t): return pa.map_(inner(t.key_type), inner(t.item_type))
+    if pa.types.is_struct(t): return pa.struct([(f.name, inner(f.type)) for f in t])
+    return t
+
+# %% ../nbs/04_wire.ipynb #dac13a22
+_NO_CAST = pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError
+
+def _listed(a:pa.Array)->list:
+    "A column as Python values; times beyond the year 9999, which Python does not know, as Arrow prints them"
+    try: return a.to_pylist()
+    except (OverflowError, ValueError): return a.cast(_plain_type(a.type, times_as_text=True)).to_pylist()
+
+def _readable(v):
+    "Bytes as text, also inside lists, maps and structs"
+    if isinstance(v, bytes): return v.decode(errors='backslashreplace')
+    if v.__class__ in (list, tuple): return v.__class__(map(_readable, v))
+    return {k: _readable(x) for k, x in v.items()} if isinstance(v, dict) else v
+
+def _plain(a:pa.Array)->pa.Array:
+    "A column in its plain type"
+    if isinstance(a, pa.ExtensionArray): a = a.storage
+    if pa.types.is_run_end_encoded(a.type): a = pc.run_end_decode(a)
+    to = _plain_type(a.type)
+    if to == a.type: return a
+    try: return a.cast(to)
+    except _NO_CAST: values = [_readable(v) for v in _listed(a)]
+    try: return pa.array(values, to)
+    except _NO_CAST: return pa.array([v if v is None or isinstance(v, str) else _json(v) for v in values], pa.string())
+
+# %% ../nbs/04_wire.ipynb #fe91fc95
 def _split(name:str, a:pa.Array, node:dict, batch:Batch)->None:
-    "Put column `name` into the batch: a leaf, a struct taken apart, a fault or an unknown column"
-    child = node
+    "Put column `name` into the batch: a leaf, a struct taken apart, faults, or an unknown column"
+    child:Any = node
     for part in name.split('.'): child = child.get(part) if isinstance(child, dict) else None
     if child is None: batch.unknown[name] = a
     elif isinstance(child, Field): batch.leaves[name] = a
     elif pa.types.is_struct(a.type):
-        for f, column in zip(a.type, a.flatten()): _split(f'{name}.{f.name}', column, node, batch)
+        for f, column in zip(a.type, a.flatten(), strict=True): _split(f'{name}.{f.name}', column, node, batch)
     else:
-        filled = pc.is_valid(a)
-        if pa.types.is_string(a.type): filled = pc.and_(filled, pc.not_equal(pc.ascii_trim_whitespace(a), ''))
-        rows = pc.indices_nonzero(pc.fill_null(filled, False))
-        batch.faults.extend(Fault(i, name, _json(v), 'type') for i, v in zip(rows.to_pylist(), a.take(rows).to_pylist()))
+        for i, v in enumerate(_listed(a)):
+            if not _is_blank(v): batch.faults.append(Fault(i, name, _json(v), 'type'))
 
 def from_arrow(rb:pa.RecordBatch)->Batch:
-    "A batch of a table as leaf columns"
-    batch = Batch(len(rb), {}, lambda rows: [_json(r) for r in rb.take(pa.array(rows, pa.int64())).to_pylist()])
-    for name, column in zip(rb.schema.names, rb.columns): _split(name, column, TREE, batch)
+    "A batch of a table as leaf columns in plain types; a struct is taken apart, a dotted name is a leaf"
+    rb = pa.RecordBatch.from_arrays([_plain(c) for c in rb.columns], names=rb.schema.names) if rb.num_columns else rb
+    def record(rows): return [_json(r) for r in _listed(rb.take(pa.array(rows, pa.int64())).to_struct_array())]
+    batch = Batch(len(rb), {}, record)
+    for name, column in zip(rb.schema.names, rb.columns, strict=True): _split(name, column, TREE, batch)
     return batch
 
-# %% ../nbs/04_wire.ipynb #81f8ab93
-_STRUCTS = {path: frozenset(node) for path, node in structs().items()}
-_TOP = _STRUCTS.pop('')
-_FLAT = tuple((path, keys) for path, keys in _STRUCTS.items() if '.' not in path)
-_DEEP = tuple((*path.split('.'), keys) for path, keys in _STRUCTS.items() if '.' in path)
-_MAPS = tuple(f.path for f in FIELDS if f.kind.endswith('_map') and f.path != 'issue_key')
-_LISTS = tuple(f.path for f in FIELDS if f.kind in ('texts', 'links') and '.' not in f.path)
-_STR = {str}
+# %% ../nbs/04_wire.ipynb #57ce5722
+_NONE, _STR, _NUMBERS = type(None), {str, type(None)}, {int, float, Decimal, type(None)}
 
-def _finite(values:Iterable)->bool:
-    "True when no value is NaN or infinite; `set(map(type, ...))` runs at C speed"
-    return float not in set(map(type, values)) or all(v.__class__ is not float or math.isfinite(v) for v in values)
+def _texts(values:list)->pa.Array:
+    "Python values as a text column"
+    types = set(map(type, values))
+    if types <= _STR: return pa.array(values, pa.string())
+    if types <= _NUMBERS: return pa.array([v if v is None else str(v) for v in values], pa.string())
+    return pa.array([v if v is None or v.__class__ is str else _text(v) for v in values], pa.string())
 
-def _fits(r:dict)->bool:
-    "True for the shape nearly every record has: known keys, objects where objects belong"
-    if not r.keys() <= _TOP: return False
-    for name, keys in _FLAT:
-        v = r.get(name)
-        if v is not None and not (v.__class__ is dict and v.keys() <= keys and _finite(v.values())): return False
-    for name, inner, keys in _DEEP:
-        v = (r.get(name) or {}).get(inner)
-        if v is not None and not (v.__class__ is dict and v.keys() <= keys): return False
-    for name in _MAPS:
-        v = r.get(name)
-        if v is not None and not (v.__class__ is dict and _finite(v.values())): return False
-    for name in _LISTS:
-        if r.get(name).__class__ not in (list, type(None)): return False
-    key = r.get('issue_key')
-    return key is None or key.__class__ is dict and set(map(type, key.values())) <= _STR
+def _offsets(values:list)->pa.Array:
+    "Where the entries of each row begin and end once all are in one flat column"
+    return pa.array(accumulate(map(len, values), initial=0), pa.int32())
 
-# %% ../nbs/04_wire.ipynb #a24ea170
-def _plain(v):
-    "Objects as dicts, NaN as text, anything else as it is"
-    if dataclasses.is_dataclass(v) and not isinstance(v, type): v = dataclasses.asdict(v)
-    if isinstance(v, dict): return {str(k): _plain(x) for k, x in v.items()}
-    if isinstance(v, list | tuple | set | frozenset): return [_plain(x) for x in v]
-    return str(v) if isinstance(v, float) and not math.isfinite(v) else v
+def _nulls(values:list)->pa.Array: return pa.array([v is None for v in values], pa.bool_())
 
-def _repair(node:dict, value:dict, at:str, row:int, faults:list[Fault], unknown:dict)->dict:
-    "The part of an object that fits the tree; the rest goes to `faults` and `unknown`"
-    res = {}
-    for name, v in value.items():
-        path, child = f'{at}.{name}' if at else name, node.get(name)
-        blank = v is None or isinstance(v, str) and not v.strip()
-        if child is None: unknown[path] = v
-        elif isinstance(child, dict):
-            if isinstance(v, dict): res[name] = _repair(child, v, path, row, faults, unknown)
-            elif not blank: faults.append(Fault(row, path, _json(v), 'type'))
-        elif child.kind.endswith('_map') or child.kind in ('texts', 'links'):
-            want = dict if child.kind.endswith('_map') else list
-            if isinstance(v, want): res[name] = {k: text(x) for k, x in v.items()} if name == 'issue_key' else v
-            elif not blank: faults.append(Fault(row, path, _json(v), 'type'))
-        else: res[name] = v
-    return res
+def _lists(values:list)->pa.Array:
+    "Python lists as a column of lists of texts"
+    rows = [v or () for v in values]
+    return pa.ListArray.from_arrays(_offsets(rows), _texts(list(chain.from_iterable(rows))), mask=_nulls(values))
 
-# %% ../nbs/04_wire.ipynb #b2779e80
-_SQL = {'links': 'STRUCT(label VARCHAR, url VARCHAR)[]', 'texts': 'VARCHAR[]', 'text_map': 'MAP(VARCHAR, VARCHAR)', 'money_map': 'MAP(VARCHAR, VARCHAR)'}
+# %% ../nbs/04_wire.ipynb #1ba9af57
+def _maps(values:list, spell:Callable[[list], pa.Array]=_texts)->pa.Array:
+    "Python dicts as a map column"
+    rows = [v or {} for v in values]
+    keys = list(chain.from_iterable(rows))
+    if not set(map(type, keys)) <= {str}:
+        rows = [{k if isinstance(k, str) else text(k): v for k, v in row.items()} for row in rows]
+        keys = list(chain.from_iterable(rows))
+    items = spell(list(chain.from_iterable(row.values() for row in rows)))
+    return pa.MapArray.from_arrays(_offsets(rows), pa.array(keys, pa.string()), items, mask=_nulls(values))
 
-def _sql_type(node:dict|Field)->str:
-    if isinstance(node, Field): return _SQL.get(node.kind, 'VARCHAR')
-    return 'STRUCT(' + ', '.join(f'"{name}" {_sql_type(child)}' for name, child in node.items()) + ')'
+def _issue(values:list)->pa.Array:
+    return pa.array(values if set(map(type, values)) <= {str} else map(text, values), pa.string())
 
-_COLUMNS = {name: _sql_type(child) for name, child in TREE.items()}
-_encoder = msgspec.json.Encoder(decimal_format='string', enc_hook=str)
+def _links(values:list)->pa.Array:
+    "Lists of {label, url} as a column of structs"
+    rows = [v or () for v in values]
+    links = list(chain.from_iterable(rows))
+    parts = [_texts([None if x is None else x.get(name) for x in links]) for name in ('label', 'url')]
+    structs = pa.StructArray.from_arrays(parts, names=['label', 'url'], mask=_nulls(links))
+    return pa.ListArray.from_arrays(_offsets(rows), structs, mask=_nulls(values))
 
-def _encode(records:list[dict], faults:list[Fault])->bytes:
-    "JSON lines; a record that is no Unicode becomes an empty line and a fault"
-    try: return _encoder.encode_lines(records)
-    except (UnicodeEncodeError, TypeError, ValueError, OverflowError): pass
-    lines = []
-    for i, r in enumerate(records):
-        try: lines.append(_encoder.encode(r))
-        except (UnicodeEncodeError, TypeError, ValueError, OverflowError) as e:
-            faults.append(Fault(i, '', ascii(e), 'type')); lines.append(b'{}')
-    return b'\n'.join(lines) + b'\n'
+def _array(values:list, f:Field)->pa.Array:
+    "One field of all records as a column"
+    if f.path == 'issue_key': return _maps(values, _issue)
+    return {'text_map': _maps, 'money_map': _maps, 'texts': _lists, 'links': _links}.get(f.kind, _texts)(values)
 
-def _read(lines:bytes)->pa.Table:
-    "JSON lines as a table of text leaves, in order"
-    with tempfile.TemporaryDirectory() as d:
-        path = os.path.join(d, 'wire.json')
-        with open(path, 'wb') as f: f.write(lines)
-        con = duckdb.connect(config={'threads': 1})
-        return con.read_json(path, columns=_COLUMNS, format='newline_delimited', maximum_object_size=1 << 28).to_arrow_table()
+# %% ../nbs/04_wire.ipynb #b0691cb5
+def _as_object(v):
+    "Dataclasses and mappings as dicts, anything else as it is"
+    if v.__class__ is dict: return v
+    if dataclasses.is_dataclass(v) and not isinstance(v, type):
+        return {f.name: getattr(v, f.name) for f in dataclasses.fields(v)}
+    return dict(v) if isinstance(v, Mapping) else v
 
-def _original(records:list, rows:list[int])->list[str]:
+def _as_list(v):
+    if isinstance(v, set | frozenset): return sorted(v, key=str)
+    return list(v) if isinstance(v, tuple) else v
+
+def _is_link(v)->bool: return v is None or v.__class__ is dict and v.keys() <= {'label', 'url'}
+
+def _shaped(values:list, kind:str, path:str, faults:list[Fault])->list:
+    "Values of one field as dicts or lists, whichever the kind asks for; None where there is a fault or a blank"
+    want, convert = (dict, _as_object) if kind == 'object' or kind.endswith('_map') else (list, _as_list)
+    if kind == 'links':
+        values = [list(map(_as_object, v)) if v.__class__ is list else v for v in map(_as_list, values)]
+    elif set(map(type, values)) <= {want, _NONE}: return values
     res = []
-    for i in rows:
-        try: res.append(_json(records[i]))
-        except (UnicodeEncodeError, TypeError, ValueError, OverflowError): res.append(ascii(records[i]))
+    for i, v in enumerate(map(convert, values)):
+        fits = isinstance(v, want) and (kind != 'links' or all(map(_is_link, v)))
+        if not fits and not _is_blank(v): faults.append(Fault(i, path, _unicode(_json(v)), 'type'))
+        res.append(v if fits else None)
     return res
+
+# %% ../nbs/04_wire.ipynb #0d8e6465
+def _column(values:list, f:Field, faults:list[Fault])->pa.Array:
+    "One field of all records as a column; values that cannot be written as UTF-8 JSON become faults"
+    if f.kind.endswith('_map') or f.kind in ('texts', 'links'): values = _shaped(values, f.kind, f.path, faults)
+    try: return _array(values, f)
+    except _ODD: pass
+    res = []
+    for i, v in enumerate(values):
+        try: _array([v], f)
+        except _ODD:
+            faults.append(Fault(i, f.path, _unicode(_json(v)), 'type'))
+            v = None
+        res.append(v)
+    return _array(res, f)
+
+def _said(v)->str:
+    "An unknown field as text"
+    try: return _unicode(_text(v))
+    except _ODD: return _unicode(_json(v))
+
+# %% ../nbs/04_wire.ipynb #6089b912
+def _fields(objects:list[dict])->Iterator[tuple[Any, list]]:
+    "Each key of the objects with its value in every one of them, None where it is absent"
+    columns:dict[Any, list] = {name: [] for name in dict.fromkeys(chain.from_iterable(objects))}
+    for at in range(0, len(objects), 512):
+        some = objects[at:at + 512]
+        for name, column in columns.items(): column.extend([o.get(name) for o in some])
+    yield from columns.items()
+
+def _walk(node:dict, objects:list[dict], at:str, batch:Batch)->None:
+    "Put every field of the objects into the batch; `node` is the part of the tree they belong to"
+    for name, values in _fields(objects):
+        path = f'{at}.{_unicode(str(name))}' if at else _unicode(str(name))
+        child = node.get(name)
+        if isinstance(child, Field): batch.leaves[path] = _column(values, child, batch.faults)
+        elif child is not None:
+            _walk(child, [v or {} for v in _shaped(values, 'object', path, batch.faults)], path, batch)
+        else: batch.unknown[path] = pa.array([_said(o[name]) if name in o else None for o in objects], pa.string())
 
 # %% ../nbs/04_wire.ipynb #8e5b9ca6
 def from_records(records:Iterable)->Batch:
-    "Dicts, dataclasses and drafts (anything with `to_record()`) as leaf columns"
+    "Dicts, mappings, dataclasses and drafts (anything with `to_record()`) as leaf columns of text"
     records = [r.to_record() if hasattr(r, 'to_record') else r for r in records]
-    faults:list[Fault] = []
-    unknown:dict[str, dict[int, str]] = {}
-    fit = []
-    for i, r in enumerate(records):
-        if not (r.__class__ is dict and _fits(r)):
-            other:dict = {}
-            r = _plain(r)
-            if isinstance(r, dict): r = _repair(TREE, r, '', i, faults, other)
-            else: r = faults.append(Fault(i, '', _json(r), 'type')) or {}
-            for path, v in other.items(): unknown.setdefault(path, {})[i] = v if isinstance(v, str) else _json(v)
-        fit.append(r)
-    rb = _read(_encode(fit, faults)).combine_chunks().to_batches()
-    leaves = from_arrow(rb[0]).leaves if rb else {}
-    columns = {p: pa.array([rows.get(i) for i in range(len(records))], pa.string()) for p, rows in unknown.items()}
-    return Batch(len(records), leaves, lambda rows: _original(records, rows), faults, columns)
+    batch = Batch(len(records), {}, lambda rows: [_unicode(_json(_as_object(records[i]))) for i in rows])
+    objects = []
+    for i, r in enumerate(map(_as_object, records)):
+        if r.__class__ is not dict and not isinstance(r, dict):
+            batch.faults.append(Fault(i, '', _unicode(_json(r)), 'type'))
+            r = {}
+        objects.append(r)
+    _walk(TREE, objects, '', batch)
+    return batch
 
 # %% ../nbs/04_wire.ipynb #11307975
 def batches(
-    source # iterable of dicts, drafts or dataclasses; Arrow table, batch or reader; DuckDB relation
+    source # iterable of dicts, drafts or dataclasses, or one of them; Arrow table, batch or reader; DuckDB relation
 )->Iterator[Batch]: # at most BATCH_ROWS records each
-    "Any source of wire records as batches of leaf columns, in order"
+    "Any source of wire records as batches of leaf columns, in order; raises ContractError for what is no source"
     if isinstance(source, duckdb.DuckDBPyRelation): source = source.to_arrow_reader(BATCH_ROWS)
-    if isinstance(source, pa.RecordBatch): source = pa.Table.from_batches([source])
-    if isinstance(source, pa.Table): source = chain.from_iterable(c.to_batches() for c in _slices(source))
+    if isinstance(source, pa.RecordBatch): source = [source]
+    elif isinstance(source, pa.Table): source = chain.from_iterable(c.to_batches() for c in _slices(source))
     elif not isinstance(source, pa.RecordBatchReader):
-        records = iter([source] if isinstance(source, dict) else source)
+        records = _records(source)
         while some := list(islice(records, RECORD_ROWS)): yield from_records(some)
         return
     for rb in source:
-        if len(rb): yield from_arrow(rb)
+        for at in range(0, len(rb), BATCH_ROWS): yield from_arrow(rb.slice(at, BATCH_ROWS))
 
 def _slices(t:pa.Table)->Iterator[pa.Table]:
     for at in range(0, len(t), BATCH_ROWS): yield t.slice(at, BATCH_ROWS).combine_chunks()
+
+def _records(source)->Iterator:
+    "The records of a source that is no table; a single record is a source of one"
+    if hasattr(source, 'to_record') or isinstance(_as_object(source), dict): return iter([source])
+    if isinstance(source, Iterable) and not isinstance(source, str | bytes): return iter(source)
+    raise ContractError(f'Findings came as {type(source).__name__}. '
+                        'Yield dicts or drafts, or return an Arrow table or a DuckDB relation.')

@@ -113,7 +113,8 @@ def test_every_text_of_a_finding_is_escaped(webapp):
     for name in ('tags', 'dimensions'): columns[name] = pa.array([[(attack, attack)]] * n, ACME[name].type)
     links = [dict(label=attack, url='https://x/' + attack), dict(label='bad', url='javascript:alert(1)')]
     columns['links'] = pa.array([links] * n, ACME['links'].type)
-    publish(webapp, pa.table(columns), 'x2', summary=poisoned(sample_summary(ACME, 'x2'), attack))
+    summary = poisoned(sample_summary(ACME, 'x2'), attack) | dict(tenant_id='acme')
+    publish(webapp, pa.table(columns), 'x2', summary=summary)
     web = create_app(webapp, ['acme'], now=lambda: DAY).test_client()
     fingerprint = ACME['fingerprint'][0].as_py()
     for path in ('/', '/t/acme/', '/t/acme/findings', f'/t/acme/findings/{fingerprint}'):

@@ -1,4 +1,5 @@
-"""The writer is killed at random instants; a reader who globs sees the old run or the new one, whole, and nothing else."""
+"""The writer is killed at random instants; a reader who globs sees the old run or the new one, whole."""
+
 import os
 import random
 import signal
@@ -29,27 +30,47 @@ for version in range(int(sys.stdin.readline()), 10**6):
 
 def records(version):
     "One version of the run: every row of it says which"
-    return (dict(check_id='a.b', status='fail', severity={'level': 'low'}, estimated={'monthly_savings': version}, source={'schema_version': 1},
-                 scope=dict(cloud='aws', account_id='1', service='S', resource_id=f'r-{i}')) for i in range(ROWS + version % 7))
+    return (
+        dict(
+            check_id='a.b',
+            status='fail',
+            severity={'level': 'low'},
+            estimated={'monthly_savings': version},
+            source={'schema_version': 1},
+            scope=dict(cloud='aws', account_id='1', service='S', resource_id=f'r-{i}'),
+        )
+        for i in range(ROWS + version % 7)
+    )
 
 
-def write(store, version):
-    with FindingsParquetWriter(ParquetWriterConfig(store, run=RUN | {'run_id': 'r1'})) as w: w.extend(records(version))
+def write(store, version, **run):
+    with FindingsParquetWriter(ParquetWriterConfig(store, run=RUN | {'run_id': 'r1'} | run)) as w:
+        w.extend(records(version))
 
 
 def state(store):
     "version -> rows, as a plain DuckDB glob sees the store"
-    if not list(Path(store).rglob('*.parquet')): return {}
-    rows = duckdb.sql(f"select estimated.monthly_savings::int, scope.resource_id from read_parquet('{store}/**/*.parquet')").fetchall()
+    if not list(Path(store).rglob('*.parquet')):
+        return {}
+    rows = duckdb.sql(
+        f"select estimated.monthly_savings::int, scope.resource_id from read_parquet('{store}/**/*.parquet')"
+    ).fetchall()
     assert len(set(rows)) == len(rows), 'a duplicate row'
     return Counter(v for v, _ in rows)
 
 
 def test_fifty_kills_each_leave_one_whole_version(tmp_path):
-    store, rng = tmp_path/'finops_findings', random.Random(1)
+    store, rng = tmp_path / 'finops_findings', random.Random(1)
     last = interrupted = 0
 
-    def start(): return subprocess.Popen([sys.executable, '-c', CHILD, str(Path(__file__).parent), str(store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def start():
+        return subprocess.Popen(
+            [sys.executable, '-c', CHILD, str(Path(__file__).parent), str(store)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
     following = start()  # imports while its predecessor writes
     for trial in range(50):
         writer, following = following, start()
@@ -68,25 +89,37 @@ def test_fifty_kills_each_leave_one_whole_version(tmp_path):
         assert len(after) <= 1 and all(n == ROWS + v % 7 for v, n in after.items()), after
         done = max([last, *map(int, said)])
         assert not done or next(iter(after)) in (done, done + 1), (after, done)  # nothing finished is lost
-        for f in store.rglob('*.parquet'): pq.ParquetFile(f).metadata  # no torn file
+        for f in store.rglob('*.parquet'):
+            pq.ParquetFile(f).metadata  # no torn file
         last = next(iter(after), last)
-    with following: following.send_signal(signal.SIGKILL)
+    with following:
+        following.send_signal(signal.SIGKILL)
     assert interrupted and last >= 25  # kills came in the middle of writes, and writes were finished in between
     write(store, last + 1)  # the next run cleans up what the killed ones left
     assert sorted(p.name for p in store.rglob('*') if p.is_file() and p.name != '.lock') == ['part-r1.parquet']
 
 
 def test_leftovers_of_a_living_process_stay(tmp_path):
-    (tmp_path/f'.tmp-{os.getpid()}-x.parquet.part').touch()
+    (tmp_path / f'.tmp-{os.getpid()}-x.parquet.part').touch()
     assert sweep(tmp_path) == 0
 
 
 def test_two_processes_on_one_tenant_take_turns_and_two_tenants_never_meet(tmp_path):
-    store = tmp_path/'finops_findings'
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); from test_writer_crash import RUN, records; from finops_nb.writer import *\n"
-            "for i in range(5):\n with FindingsParquetWriter(ParquetWriterConfig(sys.argv[2], run=RUN | {'tenant_id': sys.argv[3], 'run_id': sys.argv[4]})) as w: w.extend(records(0))")
+    store = tmp_path / 'finops_findings'
+    code = (
+        'import sys; sys.path.insert(0, sys.argv[1]); from test_writer_crash import write\n'
+        'for _ in range(5): write(sys.argv[2], 0, tenant_id=sys.argv[3], run_id=sys.argv[4])'
+    )
     work = [('acme', 'r1'), ('acme', 'r1'), ('acme', 'r2'), ('globex', 'r1')]
-    procs = [subprocess.Popen([sys.executable, '-c', code, str(Path(__file__).parent), str(store), *w], stderr=subprocess.PIPE, text=True) for w in work]
-    assert [(p.communicate()[1], p.returncode) for p in procs] == [('', 0)]*4
-    rows = duckdb.sql(f"select tenant_id, run_id, count(*), count(distinct finding_id) from read_parquet('{store}/**/*.parquet') group by all order by all").fetchall()
+    procs = [
+        subprocess.Popen(
+            [sys.executable, '-c', code, str(Path(__file__).parent), str(store), *w], stderr=subprocess.PIPE, text=True
+        )
+        for w in work
+    ]
+    assert [(p.communicate()[1], p.returncode) for p in procs] == [('', 0)] * 4
+    rows = duckdb.sql(
+        f"""select tenant_id, run_id, count(*), count(distinct finding_id) from read_parquet('{store}/**/*.parquet')
+        group by all order by all"""
+    ).fetchall()
     assert rows == [('acme', 'r1', ROWS, ROWS), ('acme', 'r2', ROWS, ROWS), ('globex', 'r1', ROWS, ROWS)]

@@ -24,9 +24,10 @@ def sql_params(sql:str)->set[str]:
     return set(_parser.extract_statements(sql)[0].named_parameters)
 
 def sql_tables(sql:str)->set[str]:
-    "Base tables `sql` reads; names defined by `with` are left out"
-    todo = [json.loads(_parser.execute('select json_serialize_sql($1::varchar)', [sql]).fetchall()[0][0])]
-    tables, ctes = set(), set()
+    "Base tables `sql` reads; names defined by `with` are left out. Raises ContractError when it is no SELECT"
+    parsed = json.loads(_parser.execute('select json_serialize_sql($1::varchar)', [sql]).fetchall()[0][0])
+    if parsed['error']: raise ContractError(f"The SQL of a check must be one SELECT: {parsed['error_message']}")
+    todo, tables, ctes = [parsed], set(), set()
     while todo:
         o = todo.pop()
         if isinstance(o, list): todo += o
@@ -54,15 +55,18 @@ def template_sql(template:str, types:Mapping[str, str], of:str)->str:
     if missing := [c for c in _HOLE.findall(template) if c not in types]:
         raise ContractError(f"{of} names {{{missing[0]}}}, but the SQL returns only {', '.join(types)}.")
     parts = _HOLE.split(template)  # text, column, text, column, ...
-    return ' || '.join([quoted(t) if i % 2 == 0 else shown(t, types[t]) for i, t in enumerate(parts) if i % 2 or t]) or "''"
+    return _joined(parts, types) or "''"
+
+def _joined(parts:list[str], types:Mapping[str, str])->str:
+    "SQL that joins text and columns, which take turns, text first"
+    return ' || '.join(shown(t, types[t]) if i % 2 else quoted(t) for i, t in enumerate(parts) if i % 2 or t)
 
 # %% ../../nbs/30_checks_query.ipynb #a815f141
 def formula_sql(formula:str, types:Mapping[str, str])->str:
     "SQL for the sentence `formula = formula with values`"
-    names = re.compile(r'\b(' + '|'.join(map(re.escape, types)) + r')\b(?!\s*\()')
-    parts = names.split(' '.join(formula.split()))
-    values = ' || '.join(quoted(t) if i % 2 == 0 else shown(t, types[t]) for i, t in enumerate(parts) if i % 2 or t)
-    return f"{quoted('monthly saving = ' + ' '.join(formula.split()) + ' = ')} || {values}"
+    names = re.compile(r'\b(' + '|'.join(map(re.escape, types)) + r')\b(?!\s*\()')  # a column, not a function's name
+    formula = ' '.join(formula.split())
+    return f"{quoted(f'monthly saving = {formula} = ')} || {_joined(names.split(formula), types)}"
 
 # %% ../../nbs/30_checks_query.ipynb #8080ba0b
 RESOURCE_COLUMNS = 'account_id', 'region', 'availability_zone', 'resource_id', 'resource_arn'
@@ -93,16 +97,22 @@ REFERENCE = {name for name in TABLES if name.endswith('_prices')} | {'instance_t
 GAPS_SQL = f"""
     with needed as (select unnest($needed) as table_name),
     asked as (select distinct account_id, region, table_name from coverage),
-    places as (select distinct account_id, region from coverage where status <> 'not_opted_in' and region <> 'aws-global'),
+    places as (
+        select distinct account_id, region from coverage
+        where status <> 'not_opted_in' and region <> 'aws-global'),
     refused as (
-        select c.account_id, c.region, c.table_name, c.service || ':' || c.operation as operation, c.status, c.error_code
-        from coverage c join needed using (table_name) where c.status in {GAP_STATUS}),
+        select account_id, region, table_name, c.service || ':' || c.operation as operation, status, error_code
+        from coverage c join needed using (table_name) where status in {GAP_STATUS}),
     missing as (
-        select p.account_id, p.region, n.table_name, 'nothing collects ' || n.table_name as operation, 'not_collected' as status, null as error_code
+        select account_id, p.region, table_name, 'nothing collects ' || table_name as operation,
+               'not_collected' as status, null as error_code
         from places p cross join needed n
-        anti join asked a on a.account_id = p.account_id and a.table_name = n.table_name and a.region in (p.region, 'aws-global')),
+        where not exists (from asked a where a.account_id = p.account_id and a.table_name = n.table_name
+                          and a.region in (p.region, 'aws-global'))),
     everywhere as (  -- a refused global operation is a gap in each region
-        select r.account_id, p.region, r.table_name, r.operation, r.status, r.error_code
-        from refused r join places p on p.account_id = r.account_id and r.region in (p.region, 'aws-global')
-        union all select * from refused r where region <> 'aws-global' and not exists (from places p where p.account_id = r.account_id and p.region = r.region))
+        select account_id, p.region, table_name, operation, status, error_code
+        from refused r join places p using (account_id) where r.region in (p.region, 'aws-global')
+        union all
+        select * from refused r where region <> 'aws-global'
+        and not exists (from places p where p.account_id = r.account_id and p.region = r.region))
     select * from everywhere union select * from missing"""
