@@ -53,7 +53,8 @@ def declare(
     for line in filter(str.strip, columns.splitlines()):
         parts = [p.strip() for p in line.split('|')]
         if len(parts) != 4: raise ContractError(f"{name}: {line.strip()!r} is not `name | type | unit | meaning`.")
-        if parts[1] not in TYPES: raise ContractError(f"{name}.{parts[0]} has type {parts[1]!r}. Use one of: {', '.join(TYPES)}.")
+        if parts[1] not in TYPES:
+            raise ContractError(f"{name}.{parts[0]} has type {parts[1]!r}. Use one of: {', '.join(TYPES)}.")
         cols.append(Column(*parts))
     if name in TABLES: raise ContractError(f"Table {name!r} is declared twice. Give the second one another name.")
     TABLES[name] = Table(name, grain, tuple(cols))
@@ -239,7 +240,7 @@ declare('rds_storage_prices', 'one database storage type', PRICE + """
     deployment   | text | | single-az or multi-az
 """)
 declare('unit_prices', 'everything with one price per region', PRICE + """
-    product | text | | nat_gateway_hour, public_ipv4_hour, load_balancer_hour.application (.network, .gateway, .classic), log_storage
+    product | text | | nat_gateway_hour, public_ipv4_hour, log_storage, load_balancer_hour.application and others
 """)
 declare('instance_types', 'one EC2 instance type', """
     instance_type      | text  | | e.g. m5.large
@@ -258,7 +259,8 @@ declare('instance_types', 'one EC2 instance type', """
 # %% ../nbs/10_catalog.ipynb #24add177
 def connect(threads:int|None=None)->duckdb.DuckDBPyConnection:
     "A new in-memory DuckDB in UTC; `threads` defaults to DuckDB's choice"
-    con = duckdb.connect(config={'autoinstall_known_extensions': False} | ({'threads': threads} if threads else {}))
+    con = duckdb.connect(config={'autoinstall_known_extensions': False})
+    if threads: con.execute('set threads = $n', {'n': threads})
     con.execute("set TimeZone = 'UTC'")
     try: con.execute('set enable_progress_bar = false')
     except duckdb.InvalidInputException: pass   # in a notebook without ipywidgets there is no bar to switch off

@@ -61,7 +61,8 @@ def _alive(pid:int)->bool:
 
 def sweep(folder:Path)->int:
     "Remove temporary files below `folder` whose process is gone; returns how many"
-    left = [p for p in folder.rglob('.tmp-*.part') if (m := re.match(r'\.tmp-(\d+)-', p.name)) and not _alive(int(m[1]))]
+    found = [(p, re.match(r'\.tmp-(\d+)-', p.name)) for p in folder.rglob('.tmp-*.part')]
+    left = [p for p, m in found if m and not _alive(int(m[1]))]
     for p in left: p.unlink(missing_ok=True)
     return len(left)
 

@@ -28,14 +28,15 @@ def text(value)->str:
     return str(value).strip(_SPACE)
 
 def _canonical(payload:Mapping)->bytes:
+    "Canonical JSON: sorted keys, no spaces, UTF-8 without escapes"
     return json.dumps(payload, sort_keys=True, separators=(',', ':'), ensure_ascii=False).encode()
 
 # %% ../nbs/02_ids.ipynb #1899b0e6
 def canonical_issue(
-    tenant_id:str,            # tenant
-    check_id:str,             # check
-    scope:Mapping,            # cloud, account_id, region, service, resource_type, resource_id (or resource_arn in its place)
-    issue_key:Mapping|None=None # the check's own key: what tells two problems on one resource apart
+    tenant_id:str,               # whose finding it is
+    check_id:str,                # which question it answers
+    scope:Mapping,               # SCOPE_KEYS, and resource_arn where there is no resource_id
+    issue_key:Mapping|None=None  # the check's own key: what tells two problems on one resource apart
 )->bytes: # canonical JSON: sorted keys, no spaces, UTF-8
     "The bytes a fingerprint is the hash of"
     def part(name, value): return text(value).translate(_LOWER) if name in LOWERED else text(value)
@@ -62,14 +63,17 @@ def _escaped(a:pa.Array)->pa.Array:
 
 def _part(a:pa.Array, lower:bool)->pa.Array:
     "Canonical text of a column; few distinct values are treated once each"
-    a = pc.fill_null(a, '')
+    a = pc.fill_null(_strings(a), '')
     coded = a.slice(0, 1000).dictionary_encode()
     if len(coded.dictionary) < len(coded) // 4:
         coded = a.dictionary_encode()
         if lower or len(coded.dictionary) < len(a) // 4: return _part_of(coded.dictionary, lower).take(coded.indices)
     return _part_of(a, lower)
 
+def _strings(a:pa.Array)->pa.Array: return a if pa.types.is_string(a.type) else a.cast(pa.string())
+
 def _part_of(a:pa.Array, lower:bool)->pa.Array:
+    "Canonical text of each value"
     a = pc.ascii_trim_whitespace(a)
     return _escaped(pc.ascii_lower(a) if lower else a)
 
@@ -82,15 +86,17 @@ def _issues(maps:pa.MapArray)->pa.Array:
     filled = pc.greater(pc.fill_null(pc.list_value_length(lists), 0), 0)
     none = pa.repeat(pa.scalar(''), len(maps))
     if not pc.any(filled).as_py(): return none
-    entries = pc.list_flatten(lists)
-    key, value = pc.ascii_lower(pc.ascii_trim_whitespace(entries.field('key'))), _part(entries.field('value'), False)
-    t = pa.table({'row': pc.list_parent_indices(lists), 'key': key, 'entry': pc.binary_join_element_wise('"', _escaped(key), '":"', value, '"', '')})
+    keys, values = pc.list_flatten(lists).flatten()
+    key = pc.ascii_lower(pc.ascii_trim_whitespace(keys))
+    entry = pc.binary_join_element_wise('"', _escaped(key), '":"', _part(values, False), '"', '')
+    t = pa.table({'row': pc.list_parent_indices(lists), 'key': key, 'entry': entry})
     if pc.max(pc.list_value_length(lists)).as_py() > 1: t = _one_per_key(t)
     return pc.replace_with_mask(none, filled, t['entry'].combine_chunks())
 
 def _one_per_key(t:pa.Table)->pa.Table:
-    "Sort entries by row and key (as it was before escaping), keep the last of equal keys, join each row's entries with commas"
-    t = t.append_column('at', pa.array(range(len(t)), pa.int64())).sort_by([(c, 'ascending') for c in ('row', 'key', 'at')])
+    "Entries of each row sorted by key (before escaping) and joined with commas; the last of equal keys is kept"
+    t = t.append_column('at', pa.array(range(len(t)), pa.int64()))
+    t = t.sort_by([(c, 'ascending') for c in ('row', 'key', 'at')])
     again = pc.and_(pc.equal(t['row'][:-1], t['row'][1:]), pc.equal(t['key'][:-1], t['key'][1:]))
     t = t.filter(pc.invert(pa.chunked_array([*again.chunks, pa.array([False])])))
     rows = t.group_by('row', use_threads=False).aggregate([('entry', 'list')])
@@ -99,7 +105,8 @@ def _one_per_key(t:pa.Table)->pa.Table:
 # %% ../nbs/02_ids.ipynb #c61790ec
 def sha256_hex(a:pa.Array)->pa.Array:
     "Hex sha256 of each text; 64 characters a row, no nulls in or out"
-    a = pa.concat_arrays([a]) if a.offset else a
+    a = _strings(a)
+    if a.offset: a = pa.concat_arrays([a])  # the buffers of a slice are those of the whole
     _, offsets, data = a.buffers()
     raw = memoryview(data) if data else memoryview(b'')
     ends = memoryview(offsets).cast('i')[:len(a) + 1]
@@ -114,16 +121,19 @@ def fingerprints(
     scope:Mapping,       # name -> text column: SCOPE_KEYS and resource_arn
     issue_key:pa.Array   # map<text, text>
 )->pa.Array: # hex sha256 per row
-    "`compute_fingerprint` for columns"
+    "`compute_fingerprint` for columns; equal to it on every row"
     p = {k: _part(scope[k], k in LOWERED) for k in SCOPE_KEYS}
     no_id = pc.equal(p['resource_id'], '')
-    if pc.any(no_id).as_py(): p['resource_id'] = pc.if_else(no_id, _part(scope['resource_arn'], False), p['resource_id'])
+    if pc.any(no_id).as_py():
+        p['resource_id'] = pc.if_else(no_id, _part(scope['resource_arn'], False), p['resource_id'])
     return sha256_hex(pc.binary_join_element_wise(
-        '{"check_id":"', _part(check_id, True), '","issue":{', _issues(issue_key), '},"scope":{"account_id":"', p['account_id'],
-        '","cloud":"', p['cloud'], '","region":"', p['region'], '","resource_id":"', p['resource_id'], '","resource_type":"', p['resource_type'],
-        '","service":"', p['service'], '"},"tenant_id":"', _part(tenant_id, False), '"}', ''))
+        '{"check_id":"', _part(check_id, True), '","issue":{', _issues(issue_key),
+        '},"scope":{"account_id":"', p['account_id'], '","cloud":"', p['cloud'], '","region":"', p['region'],
+        '","resource_id":"', p['resource_id'], '","resource_type":"', p['resource_type'], '","service":"', p['service'],
+        '"},"tenant_id":"', _part(tenant_id, False), '"}', ''))
 
 def finding_ids(tenant_id:pa.Array, fingerprint:pa.Array, salt:pa.Array)->pa.Array:
-    "`compute_finding_id` for columns"
-    return sha256_hex(pc.binary_join_element_wise('{"fingerprint":"', fingerprint, '","salt":"', _part(salt, False), '","tenant_id":"',
-                                                  _part(tenant_id, False), '"}', ''))
+    "`compute_finding_id` for columns of text, one per row"
+    return sha256_hex(pc.binary_join_element_wise(
+        '{"fingerprint":"', fingerprint, '","salt":"', _part(salt, False),
+        '","tenant_id":"', _part(tenant_id, False), '"}', ''))

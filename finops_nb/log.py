@@ -81,6 +81,6 @@ def setup(
     _ours.append(handler)
     root.addHandler(handler)
     for name in ('botocore', 'boto3', 'urllib3'): logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger('botocore.credentials').setLevel(logging.ERROR)  # a refused role is a coverage row, not a traceback
+    logging.getLogger('botocore.credentials').setLevel(logging.ERROR)  # a refused role is a coverage row
     logging.getLogger('finops_nb').setLevel(level.upper())
     return handler

@@ -109,8 +109,8 @@ def take_snapshot(plan:Plan, progress:Callable[[int, int], object]|None=None)->S
     data, tenant_id, workspace = plan.settings.data_dir, plan.tenant.tenant_id, plan.workspace
     exists = snapshot_path(inventory_dir(data, tenant_id), plan.snapshot_id).exists()
     if not exists and plan.snapshot_id == plan.run_id:
-        return collect_snapshot(workspace.accounts, data, tenant_id, workspace.workspace_id, plan.snapshot_id, plan.as_of,
-                                plan.run_id, progress)
+        return collect_snapshot(workspace.accounts, data, tenant_id, workspace.workspace_id,
+                                plan.snapshot_id, plan.as_of, plan.run_id, progress)
     snapshot = open_snapshot(data, tenant_id, plan.snapshot_id)
     if (other := snapshot.manifest['workspace_id']) == workspace.workspace_id: return snapshot
     raise ConfigError(f"Snapshot {plan.snapshot_id!r} is of workspace {other!r}, not {workspace.workspace_id!r}. "
@@ -139,7 +139,8 @@ class Checked:
 
 def check(plan:Plan, db:duckdb.DuckDBPyConnection)->Checked:
     "Run every check of the plan into a writer; nothing is visible until `finish`"
-    ctx = RunContext(plan.tenant.tenant_id, plan.workspace.workspace_id, plan.run_id, plan.as_of, db, plan.tenant.params)
+    tenant, workspace = plan.tenant, plan.workspace
+    ctx = RunContext(tenant.tenant_id, workspace.workspace_id, plan.run_id, plan.as_of, db, tenant.params)
     cfg = ParquetWriterConfig(plan.findings_dir, run=run_fields(ctx, plan.settings.currency))
     writer = FindingsParquetWriter(cfg)
     try: return Checked(writer, run_checks(plan.checkers, ctx, writer))
@@ -170,8 +171,8 @@ def _said(plan:Plan, o:Outcome)->dict:
     "What the manifest says about a check"
     spec, checker = next((s, c) for s, c in plan.checkers.items() if c.checker_id == o.check_id)
     params = check_params(checker, plan.tenant.params.get(o.check_id, {}))
-    return dict(check_id=o.check_id, spec=spec, findings=o.findings, rejected=o.rejected, error=o.error, places=o.places,
-                unknown=o.unknown, params=params)
+    return dict(check_id=o.check_id, spec=spec, findings=o.findings, rejected=o.rejected, error=o.error,
+                places=o.places, unknown=o.unknown, params=params)
 
 def finish(plan:Plan, snapshot:Snapshot, book:PriceBook, checked:Checked, seconds:Mapping[str, float]|None=None)->dict:
     "Publish findings, rejects and the manifest; returns the manifest"
@@ -182,7 +183,8 @@ def finish(plan:Plan, snapshot:Snapshot, book:PriceBook, checked:Checked, second
         files=stats.pop('files'), rejects_file=stats.pop('rejects_file'), counts=stats,
         checks=[_said(plan, o) for o in checked.outcomes],
         gaps=_gaps(checked.outcomes, snapshot.coverage.to_pylist()), coverage=snapshot.manifest['coverage'],
-        prices=dict(content_hash=book.content_hash, prices=len(book.table)), charge_periods=[], seconds=dict(seconds or {}))
+        prices=dict(content_hash=book.content_hash, prices=len(book.table)), charge_periods=[],
+        seconds=dict(seconds or {}))
     publish_manifest(plan.runs_dir, manifest)
     log.info('run %s: %d findings, %d rejects, %d gaps', plan.run_id, stats['written'], stats['rejected'],
              len(manifest['gaps']))
@@ -190,8 +192,9 @@ def finish(plan:Plan, snapshot:Snapshot, book:PriceBook, checked:Checked, second
 
 def export(plan:Plan)->dict:
     "Export the tenant's newest runs to the web folder; returns what current.json says"
-    pattern = Path(glob.escape(str(plan.findings_dir)))/'**'/'*.parquet'
-    return run_export(ExportConfig(str(pattern), plan.tenant.tenant_id, plan.settings.webapp_dir, runs_dir=plan.runs_dir))
+    pattern = str(Path(glob.escape(str(plan.findings_dir)))/'**'/'*.parquet')
+    cfg = ExportConfig(pattern, plan.tenant.tenant_id, plan.settings.webapp_dir, runs_dir=plan.runs_dir)
+    return run_export(cfg)
 
 def open_findings(plan:Plan, manifest:Mapping, db:duckdb.DuckDBPyConnection)->None:
     "Give `db` the views `findings` (of this run, as stored) and `groups` (finding_id, group_id, is_group_winner, rank)"

@@ -91,7 +91,7 @@ CHECKS = [_check(block) for block in _CHECKS.strip().split('\n\n')]
 AS_OF = datetime(2026, 11, 24, 6, tzinfo=UTC)
 REGIONS, SCORES = ('eu-west-1', 'us-east-1', 'eu-central-1'), dict(info=50, low=200, medium=450, high=700, critical=900)
 CURRENCIES = {'acme': 'USD', 'globex': 'EUR'}
-ACCOUNTS = {'acme': {'prod': ('111122223333', '111122224444'), 'dev': ('111122225555',)},
+ACCOUNTS:dict[str, dict[str, tuple[str, ...]]] = {'acme': {'prod': ('111122223333', '111122224444'), 'dev': ('111122225555',)},
             'globex': {'main': ('444455556666',)}}
 HOSTILE = '<script>alert("tag")</script>'
 
@@ -202,10 +202,10 @@ def publish(webapp_dir:Path, table:pa.Table, export_id:str, as_of:datetime=AS_OF
         data = json.dumps(doc, default=str, sort_keys=True).encode()
         (folder/name).write_bytes(data)
         (folder/f'{name}.gz').write_bytes(gzip.compress(data, mtime=0))
-    data = {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+    files = {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
     manifest = dict(format='finops_nb.export/1', tenant_id=tenant_id, export_id=export_id,
                     as_of=f'{as_of:%Y-%m-%dT%H:%M:%SZ}', generated_from=[r['run_id'] for r in summary.get('runs', [])],
-                    files={name: dict(sha256=sha256(d).hexdigest(), bytes=len(d)) for name, d in data.items()})
+                    files={name: dict(sha256=sha256(d).hexdigest(), bytes=len(d)) for name, d in files.items()})
     temporary = folder.parent.parent/'current.json.tmp'
     temporary.write_text(json.dumps(manifest, sort_keys=True))
     os.replace(temporary, folder.parent.parent/'current.json')

@@ -20,6 +20,7 @@ KINDS = {
     'text_map': pa.map_(pa.string(), pa.string()), 'money_map': pa.map_(pa.string(), MONEY),
 }
 
+# %% ../nbs/01_schema.ipynb #c33d05ea
 @dataclass(frozen=True, slots=True)
 class Field:
     "One leaf of the finding: dotted path, kind, and what is allowed"
@@ -106,6 +107,7 @@ source.schema_version*          u16    1..65535
 """
 
 def _field(line:str)->Field:
+    "One line of the list as a Field"
     path, kind, *rest = line.split()
     required, path = path.endswith('*'), path.rstrip('*')
     if kind == 'enum': return Field(path, kind, required, tuple(rest[0].split('|')))
@@ -115,8 +117,9 @@ def _field(line:str)->Field:
 FIELDS = [_field(line) for line in _FIELDS.strip().splitlines()]
 BY_PATH = {f.path: f for f in FIELDS}
 
-# %% ../nbs/01_schema.ipynb #ca92fdc2
+# %% ../nbs/01_schema.ipynb #ed0b7de5
 def _tree()->dict:
+    "The fields as nested dicts, in the order of the list"
     root:dict = {}
     for f in FIELDS:
         *parents, leaf = f.path.split('.')
@@ -127,6 +130,7 @@ def _tree()->dict:
 
 TREE = _tree()
 
+# %% ../nbs/01_schema.ipynb #83d41849
 def structs(node:dict=TREE, at:str='')->dict[str, dict]:
     "Every struct by its dotted path ('' is the record itself), parents first"
     res = {at: node}
@@ -145,6 +149,8 @@ SCHEMA_VERSION = 1
 # %% ../nbs/01_schema.ipynb #3db30bc8
 def schema_table()->str:
     "Every field as a Markdown table: path, type, allowed, required"
-    def allowed(f): return ', '.join(f.allowed) if f.allowed else '' if f.low is None else f'{f.low} to {f.high}'
+    def allowed(f):
+        if f.allowed: return ', '.join(f.allowed)
+        return '' if f.low is None else f'{f.low} to {f.high}'
     rows = [f"| `{f.path}` | {KINDS[f.kind]} | {allowed(f)} | {'yes' if f.required else ''} |" for f in FIELDS]
     return '| field | type | allowed | required |\n|---|---|---|---|\n' + '\n'.join(rows)

@@ -72,20 +72,23 @@ class _Growing:
 
     def cut(self, rows:int):
         "Keep the first `rows` rows only"
-        if rows == len(self): return
-        self.finish()
-        old = self.temp
-        self._start()
-        with pq.ParquetFile(old) as f:
-            for batch in f.iter_batches(BATCH_ROWS):
-                kept = pa.Table.from_batches([batch.slice(0, rows - len(self))])
-                self.add(kept.cast(self.schema))
-                if len(self) == rows: break
-        old.unlink()
+        if rows < len(self): _rewrite(self, rows)
 
     def discard(self):
         try: self.out.close()
         finally: self.temp.unlink(missing_ok=True)
+
+def _rewrite(growing:_Growing, rows:int)->None:
+    "The first `rows` rows in a new file, in whole row groups as before"
+    growing.finish()
+    old = growing.temp
+    growing._start()
+    with pq.ParquetFile(old) as f:
+        for batch in f.iter_batches(BATCH_ROWS):
+            kept = pa.Table.from_batches([batch.slice(0, rows - len(growing))])
+            growing.add(kept.cast(growing.schema))
+            if len(growing) == rows: break
+    old.unlink()
 
 # %% ../nbs/51_writer.ipynb #b56ba441
 def _file_name(run_id:str, prefix:str='part-')->str:

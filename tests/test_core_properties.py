@@ -76,7 +76,8 @@ def test_fingerprints_of_more_rows_than_a_sample_with_few_and_many_distinct_valu
         pa.array([k and list(k.items()) for k in keys], pa.map_(pa.string(), pa.string())),
     )
     assert got.to_pylist() == [
-        ids.compute_fingerprint(tenant_id='acme', check_id='C', scope=s, issue_key=k) for s, k in zip(scopes, keys, strict=True)
+        ids.compute_fingerprint(tenant_id='acme', check_id='C', scope=s, issue_key=k)
+        for s, k in zip(scopes, keys, strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ class EC2InstanceIdleChecker(SqlChecker):
     "Instances that run and do next to nothing"
     checker_id, service, resource_type = 'aws.ec2.instance_idle', 'AmazonEC2', 'ec2_instance'
     category, sub_category, severity = 'usage_optimization', 'idle', 'high'
-    title = '{resource_id}: {instance_type} never above {max_cpu_percent} % CPU, {max_network_mb} MB a day in {days} d'
+    title = '{resource_id}: {instance_type} at most {max_cpu_percent} % CPU, {max_network_mb} MB a day in {days} days'
     params = dict(min_days=14, max_cpu_percent=5.0, max_network_mb=5.0, min_datapoint_share=0.6)
     sql = """
         with used as (
