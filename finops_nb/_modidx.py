@@ -299,6 +299,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'finops_nb.ids._one_per_key': ('ids.html#_one_per_key', 'finops_nb/ids.py'),
                                'finops_nb.ids._part': ('ids.html#_part', 'finops_nb/ids.py'),
                                'finops_nb.ids._part_of': ('ids.html#_part_of', 'finops_nb/ids.py'),
+                               'finops_nb.ids._strings': ('ids.html#_strings', 'finops_nb/ids.py'),
                                'finops_nb.ids.canonical_issue': ('ids.html#canonical_issue', 'finops_nb/ids.py'),
                                'finops_nb.ids.compute_finding_id': ('ids.html#compute_finding_id', 'finops_nb/ids.py'),
                                'finops_nb.ids.compute_fingerprint': ('ids.html#compute_fingerprint', 'finops_nb/ids.py'),
@@ -732,4 +733,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'finops_nb.writer._publish': ('writer.html#_publish', 'finops_nb/writer.py'),
                                   'finops_nb.writer._publish_rejects': ('writer.html#_publish_rejects', 'finops_nb/writer.py'),
                                   'finops_nb.writer._publish_run': ('writer.html#_publish_run', 'finops_nb/writer.py'),
+                                  'finops_nb.writer._rewrite': ('writer.html#_rewrite', 'finops_nb/writer.py'),
                                   'finops_nb.writer._take': ('writer.html#_take', 'finops_nb/writer.py')}}}

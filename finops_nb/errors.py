@@ -20,7 +20,7 @@ class AccessError(FinopsError):
 
 # %% ../nbs/00_errors.ipynb #ba617047
 class ValidationError(ContractError):
-    "A record breaks the contract; `.faults` is a list of dicts with field, value, rule and message, one per rule broken"
+    "A record breaks the contract; `.faults` is a list of dicts: field, value, rule and message of each rule broken"
     def __init__(self, faults:list[dict]):
         self.faults = faults
         super().__init__('; '.join(f['message'] for f in faults))

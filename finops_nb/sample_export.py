@@ -91,8 +91,9 @@ CHECKS = [_check(block) for block in _CHECKS.strip().split('\n\n')]
 AS_OF = datetime(2026, 11, 24, 6, tzinfo=UTC)
 REGIONS, SCORES = ('eu-west-1', 'us-east-1', 'eu-central-1'), dict(info=50, low=200, medium=450, high=700, critical=900)
 CURRENCIES = {'acme': 'USD', 'globex': 'EUR'}
-ACCOUNTS:dict[str, dict[str, tuple[str, ...]]] = {'acme': {'prod': ('111122223333', '111122224444'), 'dev': ('111122225555',)},
-            'globex': {'main': ('444455556666',)}}
+ACCOUNTS:dict[str, dict[str, tuple[str, ...]]] = {
+    'acme': {'prod': ('111122223333', '111122224444'), 'dev': ('111122225555',)},
+    'globex': {'main': ('444455556666',)}}
 HOSTILE = '<script>alert("tag")</script>'
 
 def sample_scope(tenant_id:str, check:dict[str, str], i:int)->tuple[str, dict[str, str]]:
