@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TYPES', 'TABLES', 'RESOURCE', 'COVERAGE_STATUS', 'GAP_STATUS', 'PRICE', 'Column', 'Table', 'declare', 'connect']
 
-# %% ../nbs/10_catalog.ipynb #623d540c
+# %% ../nbs/10_catalog.ipynb #cdabe226
 from dataclasses import dataclass
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -48,7 +49,7 @@ def declare(
     grain:str,   # what one row is
     columns:str  # one line a column: name | type | unit | meaning
 )->Table:
-    "Declare a table and enter it in `TABLES`; raises ContractError for a bad line, an unknown type or a name in use"
+    "Declare a table and enter it in `TABLES`; raises ContractError for a bad line, type or a name given twice"
     cols = []
     for line in filter(str.strip, columns.splitlines()):
         parts = [p.strip() for p in line.split('|')]
@@ -56,6 +57,9 @@ def declare(
         if parts[1] not in TYPES:
             raise ContractError(f"{name}.{parts[0]} has type {parts[1]!r}. Use one of: {', '.join(TYPES)}.")
         cols.append(Column(*parts))
+    names = [c.name for c in cols]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise ContractError(f'{name}.{twice[0]} is declared twice. Give the second column another name.')
     if name in TABLES: raise ContractError(f"Table {name!r} is declared twice. Give the second one another name.")
     TABLES[name] = Table(name, grain, tuple(cols))
     return TABLES[name]
@@ -256,12 +260,18 @@ declare('instance_types', 'one EC2 instance type', """
     gpus               | text  | | GPU model and count, null when there are none
 """);
 
-# %% ../nbs/10_catalog.ipynb #24add177
-def connect(threads:int|None=None)->duckdb.DuckDBPyConnection:
-    "A new in-memory DuckDB in UTC; `threads` defaults to DuckDB's choice"
+# %% ../nbs/10_catalog.ipynb #75c6b614
+def connect(
+    threads:int|None=None,     # None: DuckDB's choice
+    memory_mb:int|None=None,   # what queries may hold before they spill [MB]; None: DuckDB's choice
+    spill:Path|None=None       # folder to spill to, made and removed by DuckDB; None: where it likes
+)->duckdb.DuckDBPyConnection:
+    "A new in-memory DuckDB in UTC"
     con = duckdb.connect(config={'autoinstall_known_extensions': False})
-    if threads: con.execute('set threads = $n', {'n': threads})
     con.execute("set TimeZone = 'UTC'")
+    if threads: con.execute('set threads = $n', {'n': threads})
+    if memory_mb: con.execute('set memory_limit = $m', {'m': f'{memory_mb}MB'})
+    if spill: con.execute('set temp_directory = $d', {'d': str(spill)})
     try: con.execute('set enable_progress_bar = false')
     except duckdb.InvalidInputException: pass   # in a notebook without ipywidgets there is no bar to switch off
     return con

@@ -27,15 +27,15 @@ def _listed(text:str)->tuple[str, ...]: return tuple(t for t in re.split(r'[\s,]
 
 def _accounts(text:str)->tuple[str, ...]:
     ids = _listed(text)
-    if ids and all(re.fullmatch(r'\d{12}', i) for i in ids): return ids
+    if ids and all(re.fullmatch('[0-9]{12}', i) for i in ids): return ids
     raise ValueError('account ids of 12 digits, separated by commas')
 
 def _regions(text:str)->tuple[str, ...]:
     regions = _listed(text)
-    if all(re.fullmatch(r'[a-z]{2,4}(-[a-z]+)+-\d', r) for r in regions): return regions
+    if all(re.fullmatch('[a-z]{2,4}(-[a-z]+)+-[0-9]', r) for r in regions): return regions
     raise ValueError('region ids such as eu-west-1, separated by commas')
 
-_ROLE = re.compile(r'arn:aws[a-z-]*:iam::(\d{12}|\{account_id\}):role/[\w+=,.@/-]+')
+_ROLE = re.compile(r'arn:aws[a-z-]*:iam::(\d{12}|\{account_id\}):role/[\w+=,.@/-]+', re.ASCII)
 
 def _role(text:str)->str:
     if text in ('', 'none') or _ROLE.fullmatch(text): return text

@@ -63,6 +63,12 @@ def _unicode(t:str)->str:
     "Text without lone surrogates, which UTF-8 cannot carry"
     return t.encode(errors='backslashreplace').decode()
 
+def _said(v)->str:
+    "Any value as text for the eye of a reader"
+    if isinstance(v, str): return _unicode(v)
+    try: return _unicode(_text(v))
+    except _ODD: return _unicode(as_json(v))
+
 def _is_blank(v)->bool: return v is None or isinstance(v, str) and not v.strip()
 
 # %% ../nbs/04_wire.ipynb #97599744
@@ -217,15 +223,10 @@ def _column(values:list, f:Field, faults:list[Fault])->pa.Array:
     for i, v in enumerate(values):
         try: _array([v], f)
         except _ODD:
-            faults.append(Fault(i, f.path, _unicode(as_json(v)), 'type'))
+            faults.append(Fault(i, f.path, _said(v), 'type'))
             v = None
         res.append(v)
     return _array(res, f)
-
-def _said(v)->str:
-    "An unknown field as text"
-    try: return _unicode(_text(v))
-    except _ODD: return _unicode(as_json(v))
 
 # %% ../nbs/04_wire.ipynb #6089b912
 def _fields(objects:list[dict])->Iterator[tuple[Any, list]]:
