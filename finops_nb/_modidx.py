@@ -271,6 +271,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'finops_nb/flat_findings.py'),
                                          'finops_nb.flat_findings.newest_files': ( 'flat_findings.html#newest_files',
                                                                                    'finops_nb/flat_findings.py'),
+                                         'finops_nb.flat_findings.still': ('flat_findings.html#still', 'finops_nb/flat_findings.py'),
                                          'finops_nb.flat_findings.store_of': ('flat_findings.html#store_of', 'finops_nb/flat_findings.py'),
                                          'finops_nb.flat_findings.tenant_files': ( 'flat_findings.html#tenant_files',
                                                                                    'finops_nb/flat_findings.py'),
