@@ -22,8 +22,8 @@ import msgspec
 from . import __version__
 from .catalog import connect
 from .errors import ConfigError
-from .files import fsync_folder, lock, sha256_file, sweep, temporary, write_json
-from .flat_findings import attach_findings, exact_file, newest_files, still, write_flat
+from .files import exact_file, fsync_folder, lock, sha256_file, sweep, temporary, write_json
+from .flat_findings import attach_findings, newest_files, still, write_flat
 from .runs import RUN_ID
 from .schema import TREE, Field
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAT', 'FLAT_SCHEMA', 'BUCKET_ROWS', 'FLAT_PARQUET', 'tenant_files', 'store_of', 'newest_files', 'still',
-           'exact_file', 'attach_findings', 'write_flat']
+           'attach_findings', 'write_flat']
 
 # %% ../nbs/52_flat_findings.ipynb #72266282
 import glob
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from .catalog import connect
 from .errors import ContractError
-from .files import lock
+from .files import exact_file, lock
 from .overlap import groups
 from .runs import newest_runs
 from .schema import FIELDS, FINOPS_FINDINGS_SCHEMA, KINDS
@@ -58,11 +58,7 @@ def still(findings_glob:str, tenant_id:str)->AbstractContextManager[None]:
     folder = store_of(findings_glob)/f'tenant_id={tenant_id}'
     return lock(folder/'.lock') if folder.is_dir() else nullcontext()
 
-# %% ../nbs/52_flat_findings.ipynb #6a68c7ae
-def exact_file(path:Path)->str:
-    "A path as a DuckDB pattern that matches this file only"
-    return re.sub(r'([*?[])', r'[\1]', str(path))
-
+# %% ../nbs/52_flat_findings.ipynb #3bf4f20f
 def attach_findings(con:duckdb.DuckDBPyConnection, files:list[Path], tenant_id:str, has_manifests:bool)->None:
     "Register view `findings`: this tenant's newest, in the storage schema; raises ContractError for a foreign row"
     if not files: con.register('findings', FINOPS_FINDINGS_SCHEMA.empty_table()); return

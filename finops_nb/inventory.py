@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from .catalog import TABLES
 from .errors import ConfigError, ContractError
-from .files import fsync_folder, lock, sha256_file
+from .files import exact_literal, fsync_folder, lock, sha256_file
 
 # %% ../nbs/11_inventory.ipynb #4ac6565c
 log = logging.getLogger(__name__)
@@ -160,8 +160,7 @@ def create_views(
             odd = sorted(set(map(str, have)) ^ set(map(str, table.schema))) or ['their order']
             raise ContractError(f"{name} in {path.parent.name} does not have the catalog's columns: {'; '.join(odd)}. "
                                 "Another version wrote it: collect again, or open it with that version.")
-        quoted = str(path).replace("'", "''")
-        db.execute(f"create or replace view {name} as from read_parquet('{quoted}')")
+        db.execute(f'create or replace view {name} as from read_parquet({exact_literal(path)})')
 
 # %% ../nbs/11_inventory.ipynb #a4c2a333
 @dataclass(frozen=True, slots=True)

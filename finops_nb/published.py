@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'DOCUMENTS', 'REQUIRED', 'FORMAT', 'EXPORT_ID', 'MANIFEST_BYTES', 'COLUMNS', 'NEEDED', 'ExportError',
-           'NoExport', 'Export', 'read_object', 'read_manifest', 'check_file', 'exact_path', 'sandbox', 'open_findings',
-           'Pool', 'load_export', 'Store']
+           'NoExport', 'Export', 'read_object', 'read_manifest', 'check_file', 'sandbox', 'open_findings', 'Pool',
+           'load_export', 'Store']
 
 # %% ../nbs/66_published.ipynb #5f933808
 import hashlib
@@ -24,6 +24,7 @@ from pathlib import Path
 import duckdb
 
 from .errors import ConfigError
+from .files import exact_literal
 from .errors import FinopsError
 from .schema import FIELDS
 from .settings import TENANT_ID
@@ -105,14 +106,11 @@ COLUMNS = {f.path.replace('.', '_'): _TYPES[f.kind] for f in FIELDS}
 COLUMNS |= dict(group_id='VARCHAR', is_group_winner='BOOLEAN')
 NEEDED = 'tenant_id', 'fingerprint', 'check_id', 'status'
 
-def exact_path(path:Path)->str:
-    "A path as an SQL string literal that matches this file only"
-    return "'" + re.sub(r'([*?\[])', r'[\1]', str(path)).replace("'", "''") + "'"
-
 def sandbox(path:Path)->duckdb.DuckDBPyConnection:
     "An in-memory database that may read one file and nothing else"
     db = duckdb.connect(config=dict(threads=2, async_threads=1))
-    for setting in (f"allowed_paths=[{exact_path(path)}]", "memory_limit='1GB'", "temp_directory=''", "TimeZone='UTC'",
+    file = exact_literal(path)
+    for setting in (f"allowed_paths=[{file}]", "memory_limit='1GB'", "temp_directory=''", "TimeZone='UTC'",
                     "parquet_metadata_cache=true", "autoinstall_known_extensions=false",
                     "autoload_known_extensions=false", "allow_community_extensions=false",
                     "enable_external_access=false", "lock_configuration=true"):
@@ -125,7 +123,7 @@ def open_findings(export:Export)->duckdb.DuckDBPyConnection:
     path = export.folder/'findings.parquet'
     db = sandbox(path)
     try:
-        source = f"read_parquet({exact_path(path)}, hive_partitioning=false, file_row_number=true)"
+        source = f"read_parquet({exact_literal(path)}, hive_partitioning=false, file_row_number=true)"
         present = {r[0] for r in db.sql(f'describe from {source}').fetchall()}
         if missing := [c for c in NEEDED if c not in present]:
             raise ExportError(f"findings.parquet has no column {missing[0]}.")
