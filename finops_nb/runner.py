@@ -176,17 +176,18 @@ def _said(plan:Plan, o:Outcome)->dict:
 
 def finish(plan:Plan, snapshot:Snapshot, book:PriceBook, checked:Checked, seconds:Mapping[str, float]|None=None)->dict:
     "Publish findings, rejects and the manifest; returns the manifest"
-    stats = dict(checked.writer.close())
+    stats = checked.writer.close()
     manifest = dict(
         tenant_id=plan.tenant.tenant_id, workspace_id=plan.workspace.workspace_id, run_id=plan.run_id,
         as_of=f'{plan.as_of:%Y-%m-%dT%H:%M:%SZ}', engine_version=__version__, snapshot_id=plan.snapshot_id,
-        files=stats.pop('files'), rejects_file=stats.pop('rejects_file'), counts=stats,
+        files=stats.files, rejects_file=stats.rejects_file,
+        counts=dict(received=stats.received, written=stats.written, rejected=stats.rejected),
         checks=[_said(plan, o) for o in checked.outcomes],
         gaps=_gaps(checked.outcomes, snapshot.coverage.to_pylist()), coverage=snapshot.manifest['coverage'],
         prices=dict(content_hash=book.content_hash, prices=len(book.table)), charge_periods=[],
         seconds=dict(seconds or {}))
     publish_manifest(plan.runs_dir, manifest)
-    log.info('run %s: %d findings, %d rejects, %d gaps', plan.run_id, stats['written'], stats['rejected'],
+    log.info('run %s: %d findings, %d rejects, %d gaps', plan.run_id, stats.written, stats.rejected,
              len(manifest['gaps']))
     return manifest
 
