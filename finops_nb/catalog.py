@@ -124,6 +124,7 @@ declare('elastic_ips', 'one Elastic IP address', RESOURCE + """
     association_id       | text | | null when it is bound to nothing
     instance_id          | text | | instance it is bound to
     network_interface_id | text | | interface it is bound to
+    public_ipv4_pool     | text | | amazon, or the pool an address of the customer's own came from
 """)
 declare('nat_gateways', 'one NAT gateway', RESOURCE + """
     state             | text | | pending, available, deleting, deleted, failed

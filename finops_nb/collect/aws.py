@@ -51,7 +51,7 @@ IMAGES = Collector('ec2_images', 'ec2', 'DescribeImages', 'Images[]', dict(
 # %% ../../nbs/13_collectors.ipynb #1e2c3aaf
 ADDRESSES = Collector('elastic_ips', 'ec2', 'DescribeAddresses', 'Addresses[]', dict(
     resource_id='AllocationId || PublicIp', tags='Tags || `[]`', public_ip='PublicIp', association_id='AssociationId',
-    instance_id='InstanceId', network_interface_id='NetworkInterfaceId'),
+    instance_id='InstanceId', network_interface_id='NetworkInterfaceId', public_ipv4_pool='PublicIpv4Pool'),
     arn='arn:{partition}:ec2:{region}:{account_id}:elastic-ip/{resource_id}')
 
 NAT_GATEWAYS = Collector('nat_gateways', 'ec2', 'DescribeNatGateways', "NatGateways[?State != 'deleted']", dict(

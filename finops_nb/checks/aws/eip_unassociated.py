@@ -27,8 +27,9 @@ class EIPUnassociatedChecker(SqlChecker):
         left join ec2_instances i
              on i.account_id = e.account_id and i.region = e.region and i.resource_id = e.instance_id
         left join unit_prices p on p.region = e.region and p.product = 'public_ipv4_hour'
-        where coalesce(e.association_id, e.network_interface_id, e.instance_id) is null
-           or i.state = 'stopped' and (stopped_days >= $min_stopped_days) is not false"""
+        where coalesce(e.public_ipv4_pool, 'amazon') = 'amazon'
+          and (coalesce(e.association_id, e.network_interface_id, e.instance_id) is null
+               or i.state = 'stopped' and (stopped_days >= $min_stopped_days) is not false)"""
     recommendation = 'Release the address if nobody outside relies on it.'
     remediation = ('# bound to an instance: aws ec2 disassociate-address --public-ip {public_ip} --region {region}\n'
                    'aws ec2 release-address --allocation-id {resource_id} --region {region}')
