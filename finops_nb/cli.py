@@ -70,12 +70,14 @@ def _now()->str: return f'{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}'
 def _line(r:RunResult)->str: return f'{MARKS[r.code]}  {r.tenant_id}/{r.workspace_id}: {r.message}'
 
 def _run_all(settings:Settings, as_of:str, checkers:Sequence[str]=(), out:str|None=None)->list[RunResult]:
-    "Every tenant and workspace with a progress bar; prints one line each and a summary"
+    "Every tenant and workspace; prints a line as each ends and a summary, on a terminal with a progress bar"
     options = dict(as_of=as_of, checkers=list(checkers), out=out)
     total = sum(len(t.workspaces) for t in settings.tenants.values())
     with terminable(), tqdm(total=total, unit='run', disable=not sys.stderr.isatty()) as bar:
-        results = run_all(settings, options, lambda r: bar.update())
-    for r in results: click.echo(_line(r))
+        def ended(r:RunResult)->None:
+            tqdm.write(_line(r), file=sys.stdout)   # above the bar, not through it
+            bar.update()
+        results = run_all(settings, options, ended)
     bad = sum(r.code != 0 for r in results)
     click.echo(f'{len(results)} runs, {len(results) - bad} complete, {bad} with gaps, rejects or errors')
     return results
