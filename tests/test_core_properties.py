@@ -15,6 +15,18 @@ from finops_nb.contracts import ValidationError, build_ids_and_validate
 from finops_nb.schema import FIELDS
 from finops_nb.storage_cast import to_storage
 
+GOOD = {
+    'tenant_id': 'acme',
+    'workspace_id': 'prod',
+    'run_id': 'r1',
+    'run_ts': '2026-11-24T06:00:00Z',
+    'check_id': 'a.b',
+    'status': 'fail',
+    'scope': {'cloud': 'aws', 'account_id': '1', 'service': 'S'},
+    'severity': {'level': 'low'},
+    'source': {'schema_version': 1},
+}
+
 slow_ok = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 text = st.text(st.characters(codec='utf-8', exclude_characters='\x00'), max_size=12)
 odd = st.sampled_from(['', ' ', ' a ', '\tA', 'É', '"', '\\', '\n', '\x1f', '\x7f', '☃', 'a,b', '{}', 'İ'])
@@ -240,18 +252,7 @@ def values(f):
 
 @st.composite
 def records(draw):
-    good = {
-        'tenant_id': 'acme',
-        'workspace_id': 'prod',
-        'run_id': 'r1',
-        'run_ts': '2026-11-24T06:00:00Z',
-        'check_id': 'a.b',
-        'status': 'fail',
-        'scope': {'cloud': 'aws', 'account_id': '1', 'service': 'S'},
-        'severity': {'level': 'low'},
-        'source': {'schema_version': 1},
-    }
-    record = json.loads(json.dumps(good))
+    record = json.loads(json.dumps(GOOD))
     for f in draw(
         st.lists(
             st.sampled_from([f for f in FIELDS if f.path not in ('finding_id', 'fingerprint', 'run_date')]),
@@ -301,20 +302,9 @@ def test_many_records_are_treated_as_each_alone(rows):
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**11), max_value=10**11, places=None))
 def test_money_is_exact_to_six_decimals_half_even(d):
     want = d.quantize(Decimal('0.000001'), ROUND_HALF_EVEN)
-    row = {
-        'tenant_id': 'acme',
-        'workspace_id': 'prod',
-        'run_id': 'r1',
-        'run_ts': '2026-11-24T06:00:00Z',
-        'check_id': 'a.b',
-        'status': 'fail',
-        'scope': {'cloud': 'aws', 'account_id': '1', 'service': 'S'},
-        'severity': {'level': 'low'},
-        'source': {'schema_version': 1},
-    }
     for value in (d, str(d)):
         got = (
-            to_storage([row | {'estimated': {'one_time_savings': value}}])
+            to_storage([GOOD | {'estimated': {'one_time_savings': value}}])
             .table['estimated'][0]
             .as_py()['one_time_savings']
         )
@@ -327,36 +317,15 @@ def test_times_are_utc_whatever_their_offset(t, minutes):
     local = (
         t + timedelta(minutes=minutes)
     ).isoformat() + f'{"-" if minutes < 0 else "+"}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}'
-    row = {
-        'tenant_id': 'acme',
-        'workspace_id': 'prod',
-        'run_id': 'r1',
-        'run_ts': local,
-        'check_id': 'a.b',
-        'status': 'fail',
-        'scope': {'cloud': 'aws', 'account_id': '1', 'service': 'S'},
-        'severity': {'level': 'low'},
-        'source': {'schema_version': 1},
-    }
+    row = GOOD | {'run_ts': local}
     stored = to_storage([row]).table
     assert stored['run_ts'][0].as_py() == t.replace(tzinfo=UTC)
     assert stored['run_date'][0].as_py() == t.date()
 
 
 def test_nan_is_never_silently_unknown():
-    row = {
-        'tenant_id': 'acme',
-        'workspace_id': 'prod',
-        'run_id': 'r1',
-        'run_ts': '2026-11-24T06:00:00Z',
-        'check_id': 'a.b',
-        'status': 'fail',
-        'scope': {'cloud': 'aws', 'account_id': '1', 'service': 'S'},
-        'severity': {'level': 'low'},
-        'source': {'schema_version': 1},
-    }
     for bad in (math.nan, math.inf, 'NaN'):
-        assert faults(to_storage([row | {'estimated': {'monthly_savings': bad}}])) == {
+        assert faults(to_storage([GOOD | {'estimated': {'monthly_savings': bad}}])) == {
             (0, 'estimated.monthly_savings', 'type')
         }
-        assert faults(to_storage([row | {'metrics': {'n': bad}}])) == {(0, 'metrics', 'type')}
+        assert faults(to_storage([GOOD | {'metrics': {'n': bad}}])) == {(0, 'metrics', 'type')}
