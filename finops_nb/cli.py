@@ -6,8 +6,7 @@
 __all__ = ['MARKS', 'main', 'command', 'run', 'export', 'runs', 'policy', 'settings_help', 'docs', 'checks', 'list_checks',
            'show_check', 'serve_command', 'demo']
 
-# %% ../nbs/80_cli.ipynb #948f0b2f
-import glob
+# %% ../nbs/80_cli.ipynb #6194526c
 import json
 import os
 import sys
@@ -28,6 +27,7 @@ from .demo import demo_settings, emulated_estate, is_demo
 from .estate import AS_OF
 from .docs import build_docs
 from .export_json import ExportConfig, run_export
+from .flat_findings import glob_of
 from .log import setup
 from .runner import Plan, exit_code, plan_run, read_as_of
 from .runs import manifests
@@ -123,9 +123,8 @@ def run(path:str, tenant:str|None, workspace:str|None, everyone:bool, checkers:t
 def export(path:str, tenant:str)->None:
     "Write the JSON files of a tenant's newest runs again."
     s = load(path)
-    if tenant not in s.tenants: s.workspace(tenant)   # says which ones there are
-    pattern = Path(glob.escape(str(s.data_dir)))/'finops_findings'/'**'/'*.parquet'
-    current = run_export(ExportConfig(str(pattern), tenant, s.webapp_dir))
+    tenant_id = s.tenant(tenant).tenant_id
+    current = run_export(ExportConfig(glob_of(s.data_dir/'finops_findings'), tenant_id, s.webapp_dir))
     click.echo(f"export {current['export_id']} of {len(current['generated_from'])} runs")
 
 @command(main)
@@ -134,8 +133,7 @@ def export(path:str, tenant:str)->None:
 def runs(path:str, tenant:str)->None:
     "List a tenant's runs, oldest first."
     s = load(path)
-    if tenant not in s.tenants: s.workspace(tenant)
-    for m in manifests(s.data_dir/'finops_runs', tenant):
+    for m in manifests(s.data_dir/'finops_runs', s.tenant(tenant).tenant_id):
         found = f"{m['counts']['written']} findings, {len(m['gaps'])} gaps"
         click.echo(f"{m['run_id']}  {m['workspace_id']}  {m['as_of']}  {found}")
 

@@ -191,17 +191,20 @@ def run_export(cfg:ExportConfig)->dict:
 
 QUERY_MB = 400   # what the ranking of findings may hold in memory; a million findings spill beyond it
 
+def _newest(con:duckdb.DuckDBPyConnection)->str|None:
+    "The clock of the newest finding, for a store without manifests"
+    return con.execute("select strftime(max(run_ts), '%Y-%m-%dT%H:%M:%SZ') from findings").fetchall()[0][0]
+
 def _export(cfg:ExportConfig, tenant_dir:Path, temp:Path)->dict:
     "Make an export in the folder `temp` and publish it"
-    files, runs = newest_files(cfg.findings_glob, cfg.tenant_id, Path(cfg.runs_dir) if cfg.runs_dir else None)
     con = connect(threads=1, memory_mb=QUERY_MB, spill=temp/'spill')
     with still(cfg.findings_glob, cfg.tenant_id):   # a file replaced while it is read would be two runs in one
+        files, runs = newest_files(cfg.findings_glob, cfg.tenant_id, Path(cfg.runs_dir) if cfg.runs_dir else None)
         attach_findings(con, files, cfg.tenant_id, bool(runs))
         write_flat(con, temp/'findings.parquet')
-    newest = con.execute("select strftime(max(run_ts), '%Y-%m-%dT%H:%M:%SZ') from findings").fetchall()[0][0]
+        as_of = max((m['as_of'] for m in runs), default=None) or _newest(con)
     con.close()
     shutil.rmtree(temp/'spill', ignore_errors=True)
-    as_of = max((m['as_of'] for m in runs), default=newest)
     known = [__version__, cfg.top, sha256_file(temp/'findings.parquet'),
              [_of_run(m) for m in runs], [m.get('gaps') for m in runs]]
     stamp = (as_of or 'empty').replace('-', '').replace(':', '')

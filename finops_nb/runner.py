@@ -6,8 +6,7 @@
 __all__ = ['log', 'Plan', 'read_as_of', 'load_checkers', 'plan_run', 'take_snapshot', 'freeze_prices', 'open_tables', 'Checked',
            'check', 'finish', 'export', 'open_findings', 'exit_code', 'Stopwatch', 'run_here']
 
-# %% ../nbs/60_runner.ipynb #24a5e06f
-import glob
+# %% ../nbs/60_runner.ipynb #433b9882
 import logging
 import time
 from collections import Counter
@@ -20,13 +19,13 @@ from pathlib import Path
 import duckdb
 
 from . import __version__
-from .catalog import connect
+from .catalog import GAP_STATUS, connect
 from .checks.base import check_params, installed_checks, load_checker
 from .collect.snapshot import Snapshot, collect_snapshot, open_snapshot
 from .contracts import Checker, ConfigError, RunContext
 from .export_json import ExportConfig, run_export
 from .findings import Outcome, run_checks, run_fields
-from .flat_findings import attach_findings
+from .flat_findings import attach_findings, glob_of
 from .inventory import manifest_path as snapshot_path
 from .inventory import inventory_dir
 from .overlap import groups
@@ -154,7 +153,7 @@ def _gaps(outcomes:list[Outcome], coverage:list[dict])->list[dict]:
     checks:dict[tuple, set[str]] = {}
     facts:dict[tuple, dict] = {}
     for row in coverage:
-        if row['status'] in ('ok', 'not_opted_in'): continue
+        if row['status'] not in GAP_STATUS: continue
         key = (row['account_id'], row['region'], f"{row['service']}:{row['operation']}", row['table_name'])
         facts[key] = dict(status=row['status'], error_code=row['error_code'])
     for o in outcomes:
@@ -193,9 +192,8 @@ def finish(plan:Plan, snapshot:Snapshot, book:PriceBook, checked:Checked, second
 
 def export(plan:Plan)->dict:
     "Export the tenant's newest runs to the web folder; returns what current.json says"
-    pattern = str(Path(glob.escape(str(plan.findings_dir)))/'**'/'*.parquet')
-    cfg = ExportConfig(pattern, plan.tenant.tenant_id, plan.settings.webapp_dir, runs_dir=plan.runs_dir)
-    return run_export(cfg)
+    tenant_id, web = plan.tenant.tenant_id, plan.settings.webapp_dir
+    return run_export(ExportConfig(glob_of(plan.findings_dir), tenant_id, web, runs_dir=plan.runs_dir))
 
 def open_findings(plan:Plan, manifest:Mapping, db:duckdb.DuckDBPyConnection)->None:
     "Give `db` the views `findings` (of this run, as stored) and `groups` (finding_id, group_id, is_group_winner, rank)"

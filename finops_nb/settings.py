@@ -119,11 +119,15 @@ class Settings:
     checkers: tuple[str, ...]
     tenants: dict[str, Tenant]
 
+    def tenant(self, tenant_id:str)->Tenant:
+        "A tenant; raises ConfigError naming those that are known"
+        if t := self.tenants.get(tenant_id): return t
+        known = ', '.join(self.tenants) or 'none'
+        raise ConfigError(f"There is no tenant {tenant_id!r} in {self.path.name}. Known: {known}.")
+
     def workspace(self, tenant_id:str, workspace_id:str|None=None)->tuple[Tenant, Workspace]:
         "A tenant and its workspace, which may be left out when there is one; raises ConfigError naming what is known"
-        if not (t := self.tenants.get(tenant_id)):
-            known = ', '.join(self.tenants) or 'none'
-            raise ConfigError(f"There is no tenant {tenant_id!r} in {self.path.name}. Known: {known}.")
+        t = self.tenant(tenant_id)
         known = ', '.join(t.workspaces)
         if workspace_id is None and len(t.workspaces) == 1: return t, next(iter(t.workspaces.values()))
         if workspace_id is None:

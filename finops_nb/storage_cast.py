@@ -78,7 +78,9 @@ def _derive_finding_id(v:dict[str, pa.Array], id_salt:str|None)->Iterator[Rule]:
     v['finding_id'] = with_salt(v['run_id'] if id_salt is None else pa.repeat(id_salt, n))
     if given.null_count == n: return
     known = pc.is_null(given)
-    for salt in (pa.repeat('', n), v['run_id'], v['run_date'].cast(pa.string()), pa.repeat(id_salt or '', n)):
+    salts = [pa.repeat('', n), v['run_id'], v['run_date'].cast(pa.string())]
+    if id_salt: salts.append(pa.repeat(id_salt, n))
+    for salt in salts:
         known = pc.or_(known, pc.fill_null(pc.equal(given, with_salt(salt)), False))
     v['finding_id'] = pc.coalesce(given, v['finding_id'])
     yield ('finding_id', 'coherence', pc.invert(known),

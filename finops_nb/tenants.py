@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import papermill
 from traitlets.config import Config
 
 from .contracts import ConfigError, ContractError
@@ -47,6 +46,7 @@ def _literal(path:Path)->str:
 
 def check_parameters(notebook:Path, given:Mapping)->None:
     "Raise ConfigError for parameters the notebook does not declare, missing ones, and values that are not plain"
+    import papermill   # more than half the start-up of the command line, whose other commands run no notebook
     declared = set(papermill.inspect_notebook(_literal(notebook)))
     def refuse(why): raise ConfigError(f'{notebook.name} {why}')
     if not declared: refuse('declares no parameters. Is its first code cell still tagged `parameters`?')
@@ -81,6 +81,7 @@ class RunFailed(Exception):
 # %% ../nbs/61_tenants.ipynb #d9d567dc
 def execute(plan:Plan, notebook:Path=NOTEBOOK)->dict:
     "Execute the run notebook for a plan; returns the manifest it published. Raises RunFailed when it did not finish"
+    import papermill
     given, path, before, error = parameters(plan), notebook_path(plan), _stamp(plan), None
     check_parameters(notebook, given)
     with tempfile.TemporaryDirectory(prefix='finops-nb-') as folder:

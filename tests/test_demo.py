@@ -86,6 +86,12 @@ def hashes(folder, *patterns):
     }
 
 
+def check_again(folder, spec, as_of, *more):
+    "One check over the snapshot that the demo took of acme/prod"
+    command = f'run --tenant acme --workspace prod --checker {spec} --as-of {as_of} --snapshot'.split()
+    return finops_nb(folder, *command, manifest(folder, 'acme', 'prod')['run_id'], *more, code=0)
+
+
 @pytest.mark.parametrize('home', HOMES, ids='/'.join)
 def test_every_check_finds_what_the_estate_hides_and_nothing_else(world, names, home):
     m = manifest(world, *home)
@@ -168,24 +174,8 @@ def test_the_same_run_again_without_aws_gives_the_same_bytes(copy):
 
 def test_the_first_sketch_works_as_written(copy):
     "DESIGN.md section 8: one check by its spec, then the export from Python"
-    run_id = manifest(copy, 'acme', 'prod')['run_id']
-    done = finops_nb(
-        copy,
-        'run',
-        '--tenant',
-        'acme',
-        '--workspace',
-        'prod',
-        '--checker',
-        'checks.aws.ec2_graviton:EC2GravitonChecker',
-        '--out',
-        'data/finops_findings',
-        '--as-of',
-        '2026-11-25T06:00:00Z',
-        '--snapshot',
-        run_id,
-        code=0,
-    )
+    spec = 'checks.aws.ec2_graviton:EC2GravitonChecker'
+    done = check_again(copy, spec, '2026-11-25T06:00:00Z', '--out', 'data/finops_findings')
     assert 'findings, 0 rejects, 0 gaps' in done.stdout
     code = (
         'from finops_nb.export_json import ExportConfig, run_export\n'
@@ -222,22 +212,7 @@ class Everything:
             scope = Scope(account, region, 'AmazonS3', 's3_bucket', name)
             yield FindingDraft(self.checker_id, f'{name} exists', 'governance', scope)
 """)
-    run_id = manifest(copy, 'acme', 'prod')['run_id']
-    done = finops_nb(
-        copy,
-        'run',
-        '--tenant',
-        'acme',
-        '--workspace',
-        'prod',
-        '--checker',
-        'my_checks:Everything',
-        '--as-of',
-        '2026-11-26T06:00:00Z',
-        '--snapshot',
-        run_id,
-        code=0,
-    )
+    done = check_again(copy, 'my_checks:Everything', '2026-11-26T06:00:00Z')
     assert not done.stdout.startswith('0 findings')
 
 
