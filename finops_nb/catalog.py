@@ -18,6 +18,7 @@ from .errors import ContractError
 TYPES = {
     'text': pa.string(), 'int': pa.int64(), 'float': pa.float64(), 'bool': pa.bool_(),
     'time': pa.timestamp('us', tz='UTC'), 'date': pa.date32(), 'price': pa.decimal128(18, 10),
+    'amount': pa.decimal128(38, 12), 'amounts': pa.map_(pa.string(), pa.decimal128(38, 12)),
     'texts': pa.list_(pa.string()), 'tags': pa.map_(pa.string(), pa.string()),
 }
 

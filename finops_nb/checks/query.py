@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESOURCE_COLUMNS', 'OWN_COLUMNS', 'REFERENCE', 'PLACES_SQL', 'GAPS_SQL', 'sql_params', 'sql_tables', 'quoted',
-           'shown', 'template_sql', 'formula_sql', 'evidence_sql', 'severity_sql']
+           'shown', 'template_sql', 'formula_sql', 'evidence_sql', 'severity_sql', 'collected_tables']
 
 # %% ../../nbs/30_checks_query.ipynb #110767b3
 import json
@@ -13,7 +13,9 @@ from collections.abc import Mapping
 
 import duckdb
 
+from ..billed_ids import COLLECTED
 from ..catalog import GAP_STATUS, TABLES
+from ..charges import CHARGES
 from ..contracts import BANDS, ContractError
 
 # %% ../../nbs/30_checks_query.ipynb #e5b8d6b6
@@ -92,8 +94,15 @@ def severity_sql(saving:str, otherwise:str)->str:
     return f"case when {saving} is null then {quoted(otherwise)} {cases} else 'critical' end"
 
 # %% ../../nbs/30_checks_query.ipynb #06dc0267
-REFERENCE = {name for name in TABLES if name.endswith('_prices')} | {'instance_types', 'coverage'}
+REFERENCE = {name for name in TABLES if name.endswith('_prices')} | {
+    'instance_types', 'coverage', CHARGES.name, 'collected_resources'}
 
+def collected_tables(reads:set[str])->list[str]:
+    "Inventory tables behind what a check reads, by name: an answer needs all of them"
+    behind = COLLECTED.keys() if 'collected_resources' in reads else set()
+    return sorted((reads | behind) - REFERENCE)
+
+# %% ../../nbs/30_checks_query.ipynb #1ff4fd75
 PLACES_SQL = """select distinct account_id, region from coverage
     where status <> 'not_opted_in' and region <> 'aws-global'"""
 
