@@ -75,4 +75,5 @@ def attach_collected(con:duckdb.DuckDBPyConnection)->None:
     parts = ' union all '.join(
         f"select account_id, region, '{kind}' as resource_type, resource_id, resource_arn, tags from {name}"
         for name, kind in COLLECTED.items())
-    con.execute(f'create or replace view collected_resources as select *, {billed_ids_sql()} as billed_ids from ({parts})')
+    con.execute(f'''create or replace view collected_resources as
+        select *, {billed_ids_sql()} as billed_ids from ({parts})''')

@@ -77,7 +77,7 @@ CHARGES = declare('charges', 'one charge of one charge period', """
     x_billing_entity      | text | | AWS or AWS Marketplace
     x_discounts           | amounts | billing_currency | discount by name: EDP, private rates, bundles
     x_cost_categories     | tags | | the payer's cost categories
-    x_split_parent_id     | text | | container instance of a split line, which repeats cost of its parent: its own costs are 0
+    x_split_parent_id     | text | | host of a split line, which repeats cost of that host: its own costs are 0
     x_split_cost          | amount | billing_currency | part of the parent's cost this container used
     x_split_unused_cost   | amount | billing_currency | its share of what the parent left unused
 """)

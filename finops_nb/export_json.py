@@ -20,10 +20,11 @@ import duckdb
 import msgspec
 
 from . import __version__
+from .bill.summary import bill_summary
 from .catalog import connect
 from .errors import ConfigError
 from .files import exact_file, fsync_folder, lock, sha256_file, sweep, temporary, write_json
-from .flat_findings import attach_findings, newest_files, still, write_flat
+from .flat_findings import attach_findings, newest_files, still, store_of, write_flat
 from .runs import RUN_ID
 from .schema import TREE, Field
 
@@ -92,16 +93,17 @@ def _of_run(m:Mapping)->dict:
     unknown = [bool(c['unknown']) for c in m.get('checks', [])]
     return dict(workspace_id=m['workspace_id'], run_id=m['run_id'], as_of=m['as_of'],
                 rejects=m.get('counts', {}).get('rejected'), snapshot_id=m.get('snapshot_id'),
-                prices=m.get('prices', {}).get('content_hash'),
+                prices=m.get('prices', {}).get('content_hash'), bill_error=m.get('bill_error'),
+                checks_without_bill=len(m.get('skipped', [])),
                 checks_evaluated=len(unknown) - sum(unknown), checks_unknown=sum(unknown))
 
-def summary(con:duckdb.DuckDBPyConnection, head:Mapping, runs:Sequence[Mapping])->dict:
+def summary(con:duckdb.DuckDBPyConnection, head:Mapping, runs:Sequence[Mapping], bill:Mapping|None=None)->dict:
     "The whole of summary.json"
     counts = _rows(con, """select count(*) as findings, count(distinct scope_account_id) as accounts,
         count(distinct scope_region) as regions, count(distinct check_id) as checks from flat""")[0]
     gaps = [dict(workspace_id=m['workspace_id']) | g for m in runs for g in m.get('gaps', [])]
     return {'format': 'finops_nb.summary/1', **head, 'counts': counts, **totals(con),
-            'runs': [_of_run(m) for m in runs], 'gaps': gaps, 'notes': NOTES}
+            'bill': bill, 'runs': [_of_run(m) for m in runs], 'gaps': gaps, 'notes': NOTES}
 
 # %% ../nbs/53_export_json.ipynb #9b16af3c
 @contextmanager
@@ -125,7 +127,7 @@ def _lines(con:duckdb.DuckDBPyConnection, where:str='')->Iterator[list[str]]:
     for batch in con.sql(f'select {RECORD_SQL} as line from flat {where}').to_arrow_reader(2048):
         if len(batch): yield batch['line'].to_pylist()
 
-def _write_all(folder:Path, head:Mapping, runs:Sequence[Mapping], top:int)->None:
+def _write_all(folder:Path, head:Mapping, runs:Sequence[Mapping], top:int, store:Path)->None:
     "The three JSON files of an export from its findings.parquet"
     con = connect(threads=1)
     con.read_parquet(exact_file(folder/'findings.parquet')).create_view('flat')
@@ -136,7 +138,8 @@ def _write_all(folder:Path, head:Mapping, runs:Sequence[Mapping], top:int)->None
     head_of_top = {'format': 'finops_nb.top_savings/1', **head, 'count': min(top, winners), 'limit': top, 'of': winners}
     _list_file(folder/'top_savings.json', head_of_top, _lines(con, f'where {worth} limit {int(top)}'))
     with _both(folder/'summary.json') as write:
-        write(msgspec.json.format(msgspec.json.encode(summary(con, head, runs), enc_hook=str), indent=1) + b'\n')
+        said = summary(con, head, runs, bill_summary(con, runs, store))
+        write(msgspec.json.format(msgspec.json.encode(said, enc_hook=str), indent=1) + b'\n')
     con.close()
 
 # %% ../nbs/53_export_json.ipynb #52f0a750
@@ -206,9 +209,9 @@ def _export(cfg:ExportConfig, tenant_dir:Path, temp:Path)->dict:
     con.close()
     shutil.rmtree(temp/'spill', ignore_errors=True)
     known = [__version__, cfg.top, sha256_file(temp/'findings.parquet'),
-             [_of_run(m) for m in runs], [m.get('gaps') for m in runs]]
+             [_of_run(m) for m in runs], [[m.get(k) for k in ('gaps', 'bill', 'charge_periods')] for m in runs]]
     stamp = (as_of or 'empty').replace('-', '').replace(':', '')
     export_id = f'{stamp}-{sha256(msgspec.json.encode(known)).hexdigest()[:8]}'
     head = dict(tenant_id=cfg.tenant_id, export_id=export_id, as_of=as_of)
-    _write_all(temp, head, runs, cfg.top)
+    _write_all(temp, head, runs, cfg.top, store_of(cfg.findings_glob).parent)
     return _publish(tenant_dir, temp, head, [m['run_id'] for m in runs], cfg.keep)

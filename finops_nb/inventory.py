@@ -143,7 +143,8 @@ def write_table(path:Path, schema:pa.Schema, batches:Iterable[pa.Table])->dict: 
 
 # %% ../nbs/11_inventory.ipynb #efb5e3b0
 SQL_TYPES = {'text': 'VARCHAR', 'int': 'BIGINT', 'float': 'DOUBLE', 'bool': 'BOOLEAN', 'time': 'TIMESTAMPTZ',
-             'date': 'DATE', 'price': 'DECIMAL(18,10)', 'texts': 'VARCHAR[]', 'tags': 'MAP(VARCHAR, VARCHAR)'}
+             'date': 'DATE', 'price': 'DECIMAL(18,10)', 'amount': 'DECIMAL(38,12)',
+             'amounts': 'MAP(VARCHAR, DECIMAL(38,12))', 'texts': 'VARCHAR[]', 'tags': 'MAP(VARCHAR, VARCHAR)'}
 
 def create_views(
     db:duckdb.DuckDBPyConnection,

@@ -30,6 +30,8 @@ def _accounts(text:str)->tuple[str, ...]:
     if ids and all(re.fullmatch('[0-9]{12}', i) for i in ids): return ids
     raise ValueError('account ids of 12 digits, separated by commas')
 
+def _payers(text:str)->tuple[str, ...]: return _accounts(text) if text else ()
+
 def _regions(text:str)->tuple[str, ...]:
     regions = _listed(text)
     if all(re.fullmatch('[a-z]{2,4}(-[a-z]+)+-[0-9]', r) for r in regions): return regions
@@ -68,6 +70,10 @@ SETTINGS = [
     Setting('finops', 'prices', str, '', 'path of a price book made by `prices.freeze`; blank: the shipped one'),
     Setting('finops', 'checkers', _listed, '', 'specs `module:Class` to run; blank: every installed check'),
     Setting('tenant', 'name', str, '', 'name for people; blank: the tenant id'),
+    Setting('tenant', 'bill', str, '', 'FOCUS or CUR export: file, folder or s3:// prefix; read again by every run'),
+    Setting('tenant', 'payer_accounts', _payers, '', "billing accounts of the bill; blank: any but others'"),
+    Setting('tenant', 'bill_profile', str, '', 'profile of ~/.aws/config for an s3:// bill; blank: the default'),
+    Setting('tenant', 'attribution_tag', str, '', 'tag key that shares out charges without a resource; blank: none'),
     Setting('workspace', 'accounts', _accounts, None, 'AWS accounts; an account belongs to one workspace only'),
     Setting('workspace', 'regions', _regions, '', 'regions to look at; blank: every region enabled in the account'),
     Setting('workspace', 'role', _role, '', 'ARN of the role to assume, {account_id} is filled in; `none`: no role'),
@@ -105,6 +111,15 @@ class Tenant:
     name: str
     workspaces: dict[str, Workspace]
     params: dict[str, dict[str, str]] = field(default_factory=dict)   # check id -> parameter -> text
+    bill: str = ''                          # file, folder or s3:// prefix; '' when there is none
+    payer_accounts: tuple[str, ...] = ()    # empty: any that is not another tenant's
+    bill_profile: str | None = None
+    attribution_tag: str = ''
+
+    @property
+    def accounts(self)->list[str]:
+        "Account ids of all workspaces"
+        return sorted(a.account_id for w in self.workspaces.values() for a in w.accounts)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -124,6 +139,11 @@ class Settings:
         if t := self.tenants.get(tenant_id): return t
         known = ', '.join(self.tenants) or 'none'
         raise ConfigError(f"There is no tenant {tenant_id!r} in {self.path.name}. Known: {known}.")
+
+    def foreign_accounts(self, tenant_id:str)->dict[str, str]:
+        "Account id -> tenant of every account that is another tenant's, payers included"
+        others = [t for t in self.tenants.values() if t.tenant_id != tenant_id]
+        return {a: t.tenant_id for t in others for a in (*t.accounts, *t.payer_accounts)}
 
     def workspace(self, tenant_id:str, workspace_id:str|None=None)->tuple[Tenant, Workspace]:
         "A tenant and its workspace, which may be left out when there is one; raises ConfigError naming what is known"
@@ -195,14 +215,14 @@ def _read(path:Path)->configparser.ConfigParser:
         raise ConfigError(f"{path.name} is not readable: {' '.join(str(e).split())}.") from None
     return ini
 
-Sections = tuple[dict[str, str], dict[tuple[str, str], str], dict[tuple[str, str], dict[str, str]]]
+Sections = tuple[dict[str, dict], dict[tuple[str, str], str], dict[tuple[str, str], dict[str, str]]]
 
 def _sections(ini:configparser.ConfigParser, where:str)->Sections:
-    "Tenant id -> name, (tenant, workspace) -> section, (tenant or '', check id) -> parameters; raises ConfigError"
+    "Tenant id -> values, (tenant, workspace) -> section, (tenant or '', check id) -> parameters; raises ConfigError"
     names, workspaces, params = {}, {}, {}
     for section in ini.sections():
         kind, _, rest = section.partition(':')
-        if kind == 'tenant': names[_id(rest, section, where)] = _values(ini, section, 'tenant', where)['name']
+        if kind == 'tenant': names[_id(rest, section, where)] = _values(ini, section, 'tenant', where)
         elif kind == 'workspace':
             t, _, w = rest.partition('/')
             workspaces[_id(t, section, where), _id(w, section, where)] = section
@@ -226,13 +246,15 @@ def load(
     names, workspaces, params = _sections(ini, path.name)
     everybody = {check: p for (t, check), p in params.items() if not t}
     tenants = {}
-    for t, name in names.items():
+    for t, about in names.items():
         own = {w: _workspace(ini, section, w, path.name) for (t2, w), section in workspaces.items() if t2 == t}
         if not own:
             raise ConfigError(f"{path.name}: tenant {t!r} has no workspace. Add a section [workspace:{t}/main].")
         mine = {check: p for (t2, check), p in params.items() if t2 == t}
         both = {c: everybody.get(c, {}) | mine.get(c, {}) for c in everybody | mine}
-        tenants[t] = Tenant(t, name or t, own, both)
+        bill = about['bill'] if '://' in about['bill'] or not about['bill'] else str(path.parent/about['bill'])
+        tenants[t] = Tenant(t, about['name'] or t, own, both, bill, about['payer_accounts'],
+                            about['bill_profile'] or None, about['attribution_tag'])
     _own_accounts(tenants, path.name)
     v, base = _values(ini, 'finops', 'finops', path.name), path.parent
     return Settings(path, base/v['data_dir'], base/v['runs_dir'], base/v['webapp_dir'], v['currency'], v['workers'],

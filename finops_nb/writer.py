@@ -8,7 +8,7 @@ __all__ = ['PARQUET', 'REJECTS_PARQUET', 'ParquetWriterConfig', 'WriterStats', '
 # %% ../nbs/51_writer.ipynb #771fb184
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from hashlib import sha256
@@ -37,6 +37,7 @@ class ParquetWriterConfig:
     run: Mapping = field(default_factory=dict)  # dotted path -> value that is the same for all records of this run
     id_salt: str | None = None             # salt of finding_id; None: the run id
     rejects_dir: str | Path | None = None  # None: `rejects` beside base_dir
+    enrich: Callable[[pa.Table], pa.Table] | None = None  # last word on valid findings: same rows, same schema
 
 PARQUET = dict(compression='zstd', compression_level=1, write_page_index=True,
                bloom_filter_options={'fingerprint': {'ndv': BATCH_ROWS, 'fpp': 0.01}})
@@ -258,7 +259,8 @@ def _take(w:FindingsParquetWriter, stored:Stored, first_row:int)->None:
     bad = len(pc.unique(stored.rejects['row']))
     if bad and not w.cfg.drop_invalid_on_cast: raise ValidationError(faults_of(stored.rejects.slice(0, 100)))
     rows = pc.add(stored.rejects['row'], first_row)
-    w.files.add(stored.table, stored.rejects.set_column(0, REJECTS_SCHEMA.field(0), rows))
+    table = w.cfg.enrich(stored.table) if w.cfg.enrich else stored.table
+    w.files.add(table, stored.rejects.set_column(0, REJECTS_SCHEMA.field(0), rows))
     w.received += len(stored.table) + bad
     w.written += len(stored.table)
 
