@@ -77,7 +77,8 @@ _RESOURCES = f"""
           and charge_period_start >= $start and charge_period_start < $day)
     select account_id, billed_id, currency, {', '.join(f'{sql} as {name}' for name, sql in _COSTS.items())},
            min(day) filter (is_standing and day >= $month) as first_day,
-           list_sort(list(distinct commitment_discount_id) filter ({_COVERED} and day >= $month)) as commitments
+           min(commitment_discount_id) filter ({_COVERED} and day >= $month) as commitment,
+           max(commitment_discount_id) filter ({_COVERED} and day >= $month) as other_commitment
     from charge group by all"""
 
 # %% ../nbs/42_attribution.ipynb #c539cffa
@@ -127,7 +128,7 @@ _FORMS = billed_ids_sql()
 
 def _share(cost:str)->str:
     "SQL for one resource's share of a cost, cut off after six decimals"
-    return f"(trunc({cost} * 1000000)::hugeint // resources)::decimal(38, 0) * 0.000001"
+    return f"((trunc({cost} * 1000000)::hugeint // resources)::decimal(32, 0) * 0.000001)::decimal(38, 12)"
 
 MATCH_SQL = f"""
     with form as (
@@ -140,7 +141,7 @@ MATCH_SQL = f"""
         select row, 'exact_resource_id' as method, 95 as confidence, min(currency) as currency,
                count(distinct currency) as currencies, list_sort(list(distinct billed_id)) as keys,
                {', '.join(f'sum({c}) as {c}' for c in _COSTS)}, min(first_day) as first_day,
-               list_sort(list_distinct(flatten(list(commitments) filter (len(commitments) > 0)))) as commitments
+               list_sort(list_distinct(list(commitment) || list(other_commitment))) as commitments
         from form join resource_cost using (account_id, billed_id) group by row),
     tagged as (
         select row, 'tag' as method, 40 as confidence, min(currency) as currency,

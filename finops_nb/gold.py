@@ -33,13 +33,13 @@ def rows(db:duckdb.DuckDBPyConnection, sql:str, params:Mapping[str, Any])->list[
 # %% ../nbs/67_gold.ipynb #8afe0482
 FILTERS = {'status': 'status', 'severity': 'severity_level', 'check': 'check_id', 'service': 'scope_service',
            'account': 'scope_account_id', 'region': 'scope_region', 'workspace': 'workspace_id', 'category': 'category',
-           'lifecycle': 'lifecycle_status',
+           'lifecycle': 'lifecycle_status', 'basis': 'estimated_basis',
            'estimate': "if(estimated_monthly_savings is null, 'unknown', 'known')"}
 SEVERITIES = ('info', 'low', 'medium', 'high', 'critical')
 _RANK = f"list_position({list(SEVERITIES)}, severity_level)"
-SORTS = {'savings': 'estimated_monthly_savings', 'cost': 'estimated_monthly_cost', 'severity': _RANK, 'title': 'title',
-         'resource': 'scope_resource_id', 'service': 'scope_service', 'account': 'scope_account_id',
-         'region': 'scope_region', 'check': 'check_id', 'status': 'status'}
+SORTS = {'savings': 'estimated_monthly_savings', 'cost': 'estimated_monthly_cost', 'actual': 'actual_cost_30d',
+         'severity': _RANK, 'title': 'title', 'resource': 'scope_resource_id', 'service': 'scope_service',
+         'account': 'scope_account_id', 'region': 'scope_region', 'check': 'check_id', 'status': 'status'}
 _SEARCHED = ('title', 'scope_resource_id', 'scope_resource_arn', 'scope_account_id', 'check_id', 'check_name',
              'fingerprint', "array_to_string(map_keys(tags) || map_values(tags), ' ')")
 _TEXT = f"({' or '.join(f'contains(lower({c}), lower($q))' for c in _SEARCHED)})"
@@ -95,7 +95,8 @@ def totals(db:duckdb.DuckDBPyConnection, s:Selection)->list[dict]:
 # %% ../nbs/67_gold.ipynb #7de766ee
 EVERYTHING = '* exclude file_row_number'
 BRIEF = """fingerprint, workspace_id, check_id, title, status, severity_level, is_group_winner, scope_service,
-    scope_account_id, scope_region, scope_resource_id, estimated_monthly_savings, estimated_currency"""
+    scope_account_id, scope_region, scope_resource_id, estimated_monthly_savings, estimated_currency, estimated_basis,
+    actual_cost_30d, actual_model_currency"""
 
 def page(
     db:duckdb.DuckDBPyConnection, # sees one tenant's view `findings`
@@ -163,9 +164,11 @@ def largest(db:duckdb.DuckDBPyConnection, limit:int)->list[dict]:
 CSV_COLUMNS = ['workspace_id', 'check_id', 'status', 'severity_level', 'title', 'scope_service', 'scope_account_id',
                'scope_region', 'scope_resource_type', 'scope_resource_id', 'scope_resource_arn',
                'estimated_monthly_savings', 'estimated_monthly_cost', 'estimated_currency', 'estimated_confidence',
-               'estimated_basis', 'is_group_winner', 'category', 'lifecycle_status', 'recommendation',
-               'estimated_notes', 'run_id', 'fingerprint', 'tags']
-_NUMBERS = {'estimated_monthly_savings', 'estimated_monthly_cost', 'estimated_confidence', 'is_group_winner'}
+               'estimated_basis', 'actual_cost_30d', 'actual_cost_prev_month', 'actual_model_currency',
+               'actual_attribution_method', 'actual_attribution_confidence', 'is_group_winner', 'category',
+               'lifecycle_status', 'recommendation', 'estimated_notes', 'run_id', 'fingerprint', 'tags']
+_NUMBERS = {'estimated_monthly_savings', 'estimated_monthly_cost', 'estimated_confidence', 'is_group_winner',
+            'actual_cost_30d', 'actual_cost_prev_month', 'actual_attribution_confidence'}
 _DEFUSED = r"regexp_replace({0}::varchar, '^([=+\-@\t\r\n＝＋－＠])', '''\1') as {0}"
 _CELLS = [c if c in _NUMBERS else _DEFUSED.format(c) for c in CSV_COLUMNS]
 

@@ -26,6 +26,7 @@ from .errors import ConfigError
 from .published import ExportError
 from .published import Store
 from .web_api import api
+from .web_bill import bills
 from .web_http import Site
 from .web_http import add_manners
 from .web_http import check_bind
@@ -64,7 +65,7 @@ def create_app(
 )->Flask:
     "The web app over some tenants' exports; opens nothing before the first request; raises ConfigError for a bad id"
     app = Flask('finops_nb')
-    for part in (api, probes): app.register_blueprint(part)
+    for part in (api, bills, probes): app.register_blueprint(part)
     add_pages(app)
     add_manners(app, Site(Store(Path(webapp_dir), tenants), now, max_age, query_seconds))
     return app

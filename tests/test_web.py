@@ -24,7 +24,8 @@ DAY = datetime(2026, 11, 24, 8, tzinfo=UTC)
 API = '/api/v1/tenants/acme'
 TENANT_ROUTES = ['/t/{}/', '/t/{}/findings', '/t/{}/findings.csv', '/t/{}/findings/' + 'a' * 64,
                  '/api/v1/tenants/{}/summary', '/api/v1/tenants/{}/top_savings', '/api/v1/tenants/{}/findings',
-                 '/api/v1/tenants/{}/findings/' + 'a' * 64, '/api/v1/tenants/{}/exports/findings.parquet']
+                 '/api/v1/tenants/{}/findings/' + 'a' * 64, '/api/v1/tenants/{}/exports/findings.parquet',
+                 '/t/{}/bill', '/api/v1/tenants/{}/bill']
 
 
 @pytest.fixture
@@ -108,16 +109,18 @@ def test_every_text_of_a_finding_is_escaped(webapp):
     n = len(ACME)
     for name in ('title', 'message', 'recommendation', 'remediation', 'estimated_notes', 'category', 'scope_region',
                  'scope_service', 'scope_resource_arn', 'check_id', 'workspace_id', 'estimated_currency',
-                 'severity_level', 'estimated_basis', 'lifecycle_status', 'run_id', 'scope_account_id'):
+                 'severity_level', 'estimated_basis', 'actual_attribution_method', 'actual_model_cost_model',
+                 'actual_model_granularity', 'actual_model_currency', 'lifecycle_status', 'run_id', 'scope_account_id'):
         columns[name] = pa.array([attack] * n)
     for name in ('tags', 'dimensions'): columns[name] = pa.array([[(attack, attack)]] * n, ACME[name].type)
+    columns['actual_attribution_matched_keys'] = pa.array([[attack, attack]] * n)
     links = [dict(label=attack, url='https://x/' + attack), dict(label='bad', url='javascript:alert(1)')]
     columns['links'] = pa.array([links] * n, ACME['links'].type)
     summary = poisoned(sample_summary(ACME, 'x2'), attack) | dict(tenant_id='acme')
     publish(webapp, pa.table(columns), 'x2', summary=summary)
     web = create_app(webapp, ['acme'], now=lambda: DAY).test_client()
     fingerprint = ACME['fingerprint'][0].as_py()
-    for path in ('/', '/t/acme/', '/t/acme/findings', f'/t/acme/findings/{fingerprint}'):
+    for path in ('/', '/t/acme/', '/t/acme/findings', '/t/acme/bill', f'/t/acme/findings/{fingerprint}'):
         r = web.get(path)
         assert r.status_code == 200
         assert not re.search(r'<script|<img|onerror=alert\(1\)>|href="javascript|\b49\b.*alert', r.text), path
@@ -165,7 +168,7 @@ def test_every_answer_is_guarded(web):
             assert "default-src 'self'" in csp and "script-src 'none'" in csp and 'unsafe' not in csp
             assert r.headers['X-Content-Type-Options'] == 'nosniff'
     mine = ACME['fingerprint'][0].as_py()
-    for path in ('/', '/t/acme/', '/t/acme/findings', f'/t/acme/findings/{mine}', '/t/nobody/'):
+    for path in ('/', '/t/acme/', '/t/acme/findings', f'/t/acme/findings/{mine}', '/t/acme/bill', '/t/nobody/'):
         page = web.get(path).text
         assert not re.search(r'\sstyle=|<style|<script|\son\w+=|src="http|href="//', page)
 

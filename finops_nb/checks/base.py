@@ -164,8 +164,10 @@ def _words(check:SqlChecker, types:Mapping[str, str])->dict[str, str]:
     "Title, advice and commands, their holes filled; the arithmetic needs a currency to be a sentence"
     res = {name: template_sql(getattr(check, name), types, f'The {name} of {check.checker_id}')
            for name in ('title', 'recommendation', 'remediation')}
-    result = f"{shown('monthly_saving_', 'DECIMAL')} || coalesce(' ' || currency, '') || ', month of 730 h'"
-    notes = f"({formula_sql(check.savings, types)} || ' = ' || {result})" if 'currency' in types else 'null'
+    month = '730 h' if check.basis == 'list' else '30.4375 days'
+    result = f"{shown('monthly_saving_', 'DECIMAL')} || coalesce(' ' || currency, '') || ', month of {month}'"
+    is_sum = 'currency' in types and check.savings != 'null'
+    notes = f"({formula_sql(check.savings, types)} || ' = ' || {result})" if is_sum else 'null'
     return res | {'estimated.notes': f"concat_ws('. ', {notes}, notes)" if 'notes' in types else notes}
 
 def _evaluated(check:SqlChecker, types:Mapping[str, str])->dict[str, str]:

@@ -15,7 +15,7 @@ import duckdb
 
 from ..billed_ids import COLLECTED
 from ..catalog import GAP_STATUS, TABLES
-from ..charges import CHARGES
+from ..charges import CHARGES, TENANT_CHARGES
 from ..contracts import BANDS, ContractError
 
 # %% ../../nbs/30_checks_query.ipynb #e5b8d6b6
@@ -95,7 +95,7 @@ def severity_sql(saving:str, otherwise:str)->str:
 
 # %% ../../nbs/30_checks_query.ipynb #06dc0267
 REFERENCE = {name for name in TABLES if name.endswith('_prices')} | {
-    'instance_types', 'coverage', CHARGES.name, 'collected_resources'}
+    'instance_types', 'coverage', CHARGES.name, TENANT_CHARGES.name, 'collected_resources'}
 
 def collected_tables(reads:set[str])->list[str]:
     "Inventory tables behind what a check reads, by name: an answer needs all of them"
