@@ -126,13 +126,12 @@ CONTRACTS = read_table("""
     acme      | crm5fe2hq7j9k4s0 | 1200   | 2     | Shoe CRM, annual contract
 """)
 
-# %% ../nbs/73_estate_bill_tables.ipynb #8bbd626b
-BILL_CHECKS = {word: f'aws.{prefix}.{word}' for prefix, words in {
-    'bill': """orphan_cost idle_billed_hours cost_spike untagged_spend cost_allocation_tag_inactive data_transfer_cross_az
-        data_transfer_internet nat_processing commitment_unused on_demand_steady previous_generation_usage
-        extended_support unexpected_region service_new credits_masking marketplace_growth"""}.items()
-    for word in words.split()} | {'plan_coverage': 'aws.savingsplans.coverage_low',
-                                  'reservation_coverage': 'aws.reservations.coverage_low'}
+# %% ../nbs/73_estate_bill_tables.ipynb #fc31081f
+BILL_CHECKS = {word: f'aws.bill.{word}' for word in """
+    orphan_cost idle_billed_hours cost_spike untagged_spend cost_allocation_tag_inactive data_transfer_cross_az
+    data_transfer_internet nat_processing commitment_unused on_demand_steady previous_generation_usage extended_support
+    unexpected_region service_new credits_masking marketplace_growth""".split()} | {
+    'plan_coverage': 'aws.savingsplans.coverage_low', 'reservation_coverage': 'aws.reservations.coverage_low'}
 FOUND = read_table("""
     workspace | check                        | subjects                                                  | because
     prod      | orphan_cost                  | acme-shop/eu-west-1/AmazonElastiCache                     | nobody collects these services

@@ -57,29 +57,28 @@ _COVERED = """
         select *, greatest(budget - coalesce(sum(cost) over (partition by arn, start order by born, n
                   rows between unbounded preceding and 1 preceding), 0), 0) as still_left
         from eligible)
-    select n, arn, 'Reserved Instance' as kind, hourly, upfront, null::decimal(18,10) as plan_rate, 1::double as share
-    from reserved union all
-    select n, arn, 'Savings Plan', null, null, plan_rate, least(still_left / cost, 1) from planned
-    where still_left > 0"""
+    select n, arn, 'Reserved Instance' as kind, hourly, upfront, null as plan_rate, null as plan_cost, 1::double as share
+    from reserved
+    union all by name
+    select n, arn, 'Savings Plan' as kind, plan_rate, least(still_left, cost) as plan_cost, plan_cost / cost as share
+    from planned where still_left > 0"""
 
 # %% ../nbs/73_estate_commitments.ipynb #dcfc905b
 _USED = """
     insert into line by name
     with part as (
-        select u.*, null as commitment, null as commitment_kind, null as hourly, null as upfront, null as plan_rate,
-               quantity as part
-        from usage u where n not in (select n from covered)
-        union all select u.*, arn, kind, hourly, upfront, plan_rate, (quantity::double * share)::decimal(18,8)
-        from usage u join covered using (n)
-        union all select u.*, null, null, null, null, null, quantity - (quantity::double * share)::decimal(18,8)
+        select u.*, arn as commitment, kind as commitment_kind, hourly, upfront, plan_rate, plan_cost,
+               (quantity::double * coalesce(share, 1))::decimal(18,8) as part
+        from usage u left join covered using (n)
+        union all by name
+        select u.*, quantity - (quantity::double * share)::decimal(18,8) as part
         from usage u join covered using (n) where share < 1)
-    select * exclude (n, name, what, born, rate, quantity, hourly, upfront, part, plan_rate), part as quantity,
+    select * exclude (n, name, what, born, rate, quantity, hourly, upfront, part, plan_cost), part as quantity,
            case commitment_kind when 'Reserved Instance' then 'DiscountedUsage'
                when 'Savings Plan' then 'SavingsPlanCoveredUsage' else 'Usage' end as line_type,
-           if(line_type = 'DiscountedUsage', 0, rate) as unblended_rate, plan_rate::decimal(18,10) as plan_rate,
-           (part::double * plan_rate::double)::decimal(28,10) as plan_cost,
-           (part::double * hourly::double)::decimal(28,10) as reservation_cost,
-           (part::double * upfront::double)::decimal(28,10) as reservation_upfront,
+           if(line_type = 'DiscountedUsage', 0, rate) as unblended_rate, plan_cost::decimal(28,10) as plan_cost,
+           (part::double * hourly)::decimal(28,10) as reservation_cost,
+           (part::double * upfront)::decimal(28,10) as reservation_upfront,
            concat('$', regexp_replace(rate::varchar, '[.]?0+$', ''), ' per ', what) as description
     from part where part > 0"""
 
@@ -109,8 +108,8 @@ _RESERVATION_FEES = """
         from reservations where upfront > 0 and start >= $first)
     select account, account_id, 'AmazonEC2' as service, prefix || 'HeavyUsage:' || instance_type as usage_type,
            'RunInstances' as operation, 'Compute Instance' as family, region, zone, instance_type,
-           if(line_type = 'Fee', 'Quantity', 'Hrs') as unit, arn as commitment, 'Reserved Instance' as commitment_kind,
-           line_type, period_start, start, stop, quantity, unblended_rate, fee_upfront, unused_quantity,
+           if(line_type = 'Fee', 'Quantity', 'Hrs') as unit, arn as commitment,
+           'Reserved Instance' as commitment_kind, line_type, period_start, start, stop, quantity, unblended_rate, fee_upfront, unused_quantity,
            unused_recurring, unused_upfront, description
     from fee"""
 
@@ -128,7 +127,8 @@ _PLAN_LINES = """
     union all by name
     select account, account_id, service, usage_type, operation, family, region, instance_type, unit, commitment,
            commitment_kind, 'SavingsPlanNegation' as line_type, period_start, start, stop, -sum(quantity) as quantity,
-           unblended_rate, concat('SavingsPlanNegation used by AccountId : ', account_id, ' and UsageSku : ',
+           unblended_rate,
+           concat('SavingsPlanNegation used by AccountId : ', account_id, ' and UsageSku : ',
                upper(substr(md5(concat_ws('|', service, usage_type, operation)), 1, 16))) as description
     from line where line_type = 'SavingsPlanCoveredUsage' group by all"""
 

@@ -2,6 +2,7 @@
 import gzip
 import json
 import logging
+import random
 import subprocess
 import sys
 import tempfile
@@ -232,6 +233,19 @@ def test_what_is_damaged_leaves_nothing_behind(tmp_path, damage):
     assert str(tmp_path/'data') not in str(refused.value)
     with pytest.raises(ConfigError): load_bill(source, tmp_path/'new', 'acme')
     assert not tree(tmp_path/'new')
+
+
+def test_whatever_bytes_of_a_parquet_are_broken_it_is_a_config_error(tmp_path):
+    path, rng, refused = january(tmp_path/'x.parquet', *range(28)), random.Random(2), []
+    whole = path.read_bytes()
+    for _ in range(20):
+        at, broken = rng.randrange(4, len(whole) - 50), bytearray(whole)
+        broken[at:at + 40] = rng.randbytes(40)
+        path.write_bytes(broken)
+        try: load_bill(path, tmp_path/'data', 'acme')   # bytes that nothing reads may be broken
+        except ConfigError as e: refused.append(str(e))
+        assert not list((tmp_path/'data').rglob('.tmp-*'))
+    assert any('the bill is damaged' in e for e in refused)
 
 
 @pytest.mark.parametrize('name', ['', '../x', 'Acme', 'a.b', '*', 'a'*64, 'a/b'])

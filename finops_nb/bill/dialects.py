@@ -62,7 +62,8 @@ def _wrong_value(con:duckdb.DuckDBPyConnection, opened:Opened)->tuple[str, str, 
     "File, column, value and wanted type of the first column that holds what can not be cast, if there is one"
     casts = {c.name: c.type for c in CHARGES.columns if c.type in ('amount', 'time')} if opened.family == 'focus' \
         else cur_casts()
-    found = {c: SQL_TYPES[kind] for c, kind in casts.items() if opened.columns.get(c) in ('VARCHAR', 'DOUBLE', 'FLOAT')}
+    types = dict(amount=('VARCHAR', 'DOUBLE', 'FLOAT'), time=('VARCHAR',))   # others are what they say
+    found = {c: SQL_TYPES[kind] for c, kind in casts.items() if opened.columns.get(c) in types[kind]}
     found |= {c: 'JSON' for c in opened.columns if c.endswith('_text') and c.removesuffix('_text') in opened.columns}
     for column, kind in found.items():
         cast = f"try_cast({iso_sql('value') if kind == SQL_TYPES['time'] else 'value'} as {kind})"

@@ -237,7 +237,7 @@ def read_sql(
     if given is None: return f'(null::{wanted})'
     if given == 'VARCHAR': sql = f"nullif({sql}, '')"
     if kind == 'time' and given == 'VARCHAR': sql = iso_sql(sql)
-    if kind == 'time' and given.startswith(('TIMESTAMP', 'DATE')) and 'ZONE' not in given:
+    if kind == 'time' and re.fullmatch('DATE|TIMESTAMP(_N?M?S)?', given):
         return f'make_timestamptz(epoch_us({sql}::timestamp))'   # a cast to TIMESTAMPTZ costs six times as much
     if kind == 'text' and column.endswith('account_id') and given != 'VARCHAR': return f"printf('%012d', {sql}::bigint)"
     return sql if given == wanted else f'({sql})::{wanted}'

@@ -117,7 +117,7 @@ def attach_charges(
 )->None:
     "Create the view `charges`; raises ContractError or ConfigError when a file is not what its manifest says"
     files = [_readable(f, m) for f, m in zip(charges.files, charges.manifests, strict=True)
-             if since is None or m['charged_until'][:10] > since.isoformat()]
+             if since is None or (m['charged_until'] or '9')[:19] > f'{since}T00:00:00']
     columns = ', '.join(c.name for c in CHARGES.columns)
     nothing = ', '.join(f'null::{SQL_TYPES[c.type]} as {c.name}' for c in CHARGES.columns)
     read = f"read_parquet([{', '.join(map(exact_literal, files))}], hive_partitioning = false)"

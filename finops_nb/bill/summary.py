@@ -37,7 +37,7 @@ NOTES = ['Cost is effective cost of the last 30 days before the run: commitments
 
 _BASIS = """select estimated_basis as basis, estimated_currency as currency, count(*) as findings,
         sum(estimated_monthly_savings) filter (where is_group_winner)::decimal(38, 6) as monthly_savings
-    from flat where status = 'fail' and estimated_basis <> 'none' group by all order by monthly_savings desc, 1, 2"""
+    from flat where status = 'fail' group by all order by monthly_savings desc, 1, 2"""
 
 def bill_summary(
     con:duckdb.DuckDBPyConnection, # has `flat`, the findings of the export

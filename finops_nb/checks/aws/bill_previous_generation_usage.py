@@ -36,8 +36,8 @@ class BillPreviousGenerationUsageChecker(SqlChecker):
         found as (
             select * exclude (id, until, cost), if(cost >= $min_cost and id <> '', id, instance_type) as resource_id,
                 max(until) as until, sum(cost) as cost_30d
-            from used where regexp_matches(instance_type, '^(db|cache)[.](t[12]|m[1-4]|r[34])[.]')
-                or instance_type in (select instance_type from instance_types where not is_current) group by all),
+            from used where instance_type ~ '((db|cache)[.])?(a1|c[134]|g3|i2|m[1-4]|p2|r[34]|t[12])[.].*'
+            group by all),
         fit as (
             select f.region, s.instance_type, f.operating_system, min((n.list_unit_price, t.instance_type)) as best
             from found f join instance_types s using (instance_type) join instance_types t on {LARGER_AND_NEWER}

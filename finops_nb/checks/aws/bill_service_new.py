@@ -15,7 +15,7 @@ class BillServiceNewChecker(SqlChecker):
     title = '{service_name} is {change}: {amount} {currency} in 30 days'
     category, sub_category, basis = 'governance', 'change', 'billed'
     issue, confidence, severity = ('change', 'currency'), 90, 'info'
-    params = dict(recent_days=30, year_days=365, history_days=90, min_cost=10)  # windows; billing currency
+    params = dict(recent_days=30, year_days=365, history_days=60, min_cost=10)  # windows; billing currency
     sql = """
         with line as not materialized (
             select sub_account_id as account_id, coalesce(x_service_code, service_name) as resource_id, service_name,
