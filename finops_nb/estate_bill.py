@@ -32,7 +32,7 @@ def of_others(as_of:datetime, rows:Iterable[Row]=OTHERS)->Iterator[Row]:
         kind, is_box = row['type'] or '', row['key'] == 'box'
         yield meter(row['key'], row, row['name'], row['amount'], Decimal(row['usd_id']), _midnight(as_of, row['age']),
                     stop=None if row['gone'] is None else _midnight(as_of, row['gone']), shape=row['shape'],
-                    id=made_id(row['made'], row['name']) if row['made'] else row['name'], type=kind, disk=kind,
+                    id=made_id(row['prefix'], row['name']) if row['prefix'] else row['name'], type=kind, disk=kind,
                     instance_type=kind if '.' in kind else None, zone=f"{row['region']}a" if is_box else None,
                     attributes={'operating_system': 'Linux', 'tenancy': 'Shared'} if is_box else {})
 
@@ -106,7 +106,7 @@ _PRICED = """
            if(line_type like 'SavingsPlan%age' or line_type like '%Negation', 0, unblended_cost * kept)::decimal(28,10)
                as billed_cost,
            if(is_usage, public_cost, billed_cost)::decimal(28,10) as list_cost,
-           if(is_usage, public_cost * kept, billed_cost)::decimal(28,10) as contracted_cost,
+           (if(line_type = 'DiscountedUsage', list_cost, unblended_cost) * kept)::decimal(28,10) as contracted_cost,
            case when is_usage then coalesce((coalesce(reservation_cost, plan_cost) * kept)::decimal(28,10), billed_cost)
                when commitment is not null then 0 else billed_cost end::decimal(28,10) as effective_cost,
            (coalesce(unused_recurring + unused_upfront, plan_commitment - plan_used) * kept)::decimal(28,10)
@@ -152,12 +152,14 @@ def _flat(select:str)->str:
 # %% ../nbs/74_estate_bill.ipynb #704ca916
 _LINES = """
     with named as (
-        select p.*, s.*, if(publisher is null, 'AWS', 'AWS Marketplace') as billing_entity, region_name,
+        select p.*, s.* exclude (service_category, service_subcategory), if(publisher is null, 'AWS', 'AWS Marketplace') as billing_entity, region_name,
                period_start + interval 1 month as period_end, $issuer as invoicing_entity, $currency as currency,
                coalesce(publisher, $issuer) as legal_entity, $payer as payer, $payer_id as payer_id,
                case line_type when 'Refund' then 'Refund' when 'Fee' then 'Purchase' else 'Anniversary' end as bill_type,
                if(usage_type is not null, upper(substr(md5(concat_ws('|', service, usage_type, operation)), 1, 16)), null)
                    as sku,
+               if(contains(usage_type, 'EBS:'), 'Storage', s.service_category) as service_category,
+               if(contains(usage_type, 'EBS:'), 'Block Storage', s.service_subcategory) as service_subcategory,
                if(owner is null, map(), map {'Owner': owner, 'CostCenter': cost_center}) as tags
         from priced p join services s on code = service left join regions using (region) left join owners using (owner))
     select *, sku || '.JRTCKXETXF.6YS6EN2CT7' as rate_code,

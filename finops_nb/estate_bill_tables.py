@@ -26,7 +26,7 @@ SERVICES = {row['code']: row for row in read_table("""
     AmazonRDS           | Amazon Relational Database Service  | Databases                 | Relational Databases   | -
     AmazonCloudWatch    | AmazonCloudWatch                    | Management and Governance | Observability          | -
     AmazonS3            | Amazon Simple Storage Service       | Storage                   | Object Storage         | -
-    awskms              | AWS Key Management Service          | Security                  | Secret Management      | -
+    awskms              | AWS Key Management Service          | Identity                  | Other (Identity)       | -
     AmazonRoute53       | Amazon Route 53                     | Networking                | Other (Networking)     | -
     AWSLambda           | AWS Lambda                          | Compute                   | Serverless Compute     | -
     AmazonElastiCache   | Amazon ElastiCache                  | Databases                 | Caching                | -
@@ -46,7 +46,7 @@ REGION_NAMES = {'us-east-1': 'US East (N. Virginia)', 'eu-west-1': 'EU (Ireland)
 
 # %% ../nbs/73_estate_bill_tables.ipynb #52cb763f
 OTHERS = read_table("""
-      name           | key           | type            | made     | amount  | usd_id       | shape | age | gone | owner    | because
+      name           | key           | type            | prefix   | amount  | usd_id       | shape | age | gone | owner    | because
     acme-shop global
       shop-dns       | dns           | -               | -        | 900000  | 0.0000004    | week  | 999 | -    | -        | has no region
     acme-shop eu-west-1

@@ -86,6 +86,8 @@ NOTES = [
     (f'low_confidence_savings is the part of monthly_savings whose confidence is {LOW_CONFIDENCE} or less: '
      'upper bounds and ideas.'),
     'monthly_savings counts findings that exclude each other on one resource once: the largest.',
+    ('Savings from commitments (sub_category commitment) assume the usage of today: what usage optimization ends '
+     'first, they count as well.'),
     'Unknown savings are in `unestimated`, not in any sum. A month is 730 hours.']
 
 def _of_run(m:Mapping)->dict:

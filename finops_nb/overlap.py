@@ -8,14 +8,24 @@ __all__ = ['OVERLAP_SQL', 'groups']
 # %% ../nbs/41_overlap.ipynb #994c133d
 import duckdb
 
-# %% ../nbs/41_overlap.ipynb #05c59280
+# %% ../nbs/41_overlap.ipynb #cefe2de5
 OVERLAP_SQL = """
-    with keyed as (
-        select finding_id, fingerprint, check_id, status,
+    with named as (
+        select finding_id, fingerprint, check_id, status, scope.resource_type as kind,
                estimated.monthly_savings as saving, dimensions['covers'] as covers,
                scope.account_id as account_id, scope.region as region,
-               coalesce(nullif(scope.resource_id, ''), nullif(scope.resource_arn, '')) as resource
+               coalesce(nullif(scope.resource_id, ''), nullif(scope.resource_arn, '')) as resource,
+               actual.attribution.matched_keys as billed_ids
         from {findings}),
+    alias as (
+        select account_id, billed_id, min(region) as region, min(resource) as resource
+        from (select *, unnest(billed_ids) as billed_id from named
+              where status = 'fail' and covers is null and kind is distinct from 'billed_resource')
+        group by all),
+    keyed as (
+        select n.* exclude (region, resource, billed_ids, kind), coalesce(a.region, n.region) as region,
+               coalesce(a.resource, n.resource) as resource
+        from named n left join alias a on a.account_id = n.account_id and a.billed_id = n.resource),
     covered as (
         select account_id, region, resource as by_resource, unnest(string_split(covers, ',')) as resource
         from keyed where status = 'fail' and covers is not null and resource is not null),

@@ -164,9 +164,9 @@ def reads_bill(checker:Checker)->bool:
     return CHARGES.name in getattr(checker, 'reads', set)()
 
 def whole_cost(checkers:Iterable[Checker])->list[str]:
-    "Ids of the checks whose saving is the whole cost of the resource: their two formulas are one"
-    def formulas(c): return getattr(c, 'savings', ''), getattr(c, 'cost', None)
-    return [c.checker_id for c in checkers if formulas(c)[0] == formulas(c)[1]]
+    "Ids of the checks that save the whole cost of a resource: their two formulas are one"
+    def formulas(c): return [getattr(c, name, 'null') for name in ('savings', 'cost')]
+    return [c.checker_id for c in checkers if formulas(c)[0] == formulas(c)[1] != 'null']
 
 def check(plan:Plan, db:duckdb.DuckDBPyConnection, bill:Bill|None=None)->Checked:
     "Run every check of the plan into a writer, costs filled in from the bill; nothing is visible until `finish`"

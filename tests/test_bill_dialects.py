@@ -317,6 +317,15 @@ def test_a_refund_is_of_the_category_it_gives_back(refund, category, effective, 
     assert totals[0]['charge_category'] == category
 
 
+@pytest.mark.parametrize('code, usage, category', [
+    ('AmazonEC2', 'EU-BoxUsage:m5.large', 'Compute'), ('AmazonEC2', 'EU-EBS:VolumeUsage.gp3', 'Storage'),
+    ('AmazonEC2', 'EU-NatGateway-Hours', 'Compute'), ('AWSELB', 'LoadBalancerUsage', 'Networking'),
+    ('awskms', 'KMS-Keys', 'Identity'), ('AWSSupportBusiness', None, 'Other')])   # as in FOCUS's sample of AWS's export
+def test_a_service_has_the_category_aws_gives_it(code, usage, category, tmp_path):
+    path = cur2_parquet(tmp_path, [line(line_item_product_code=code, line_item_usage_type=usage)])
+    assert charges(path)[0]['service_category'].to_pylist() == [category]
+
+
 def test_maps_may_be_null_and_tags_may_come_under_prefixes(tmp_path):
     table = pq.read_table(cur2_parquet(tmp_path, [line()])).drop_columns([*MAPS])
     kind = pa.map_(pa.string(), pa.string())

@@ -451,3 +451,12 @@ def test_a_delivery_that_arrives_while_the_bill_is_read_is_noticed(bucket, tmp_p
     with pytest.raises(AccessError, match='was replaced while it was read.* Load it again'):
         load_bill('s3://acme-cur/cur/new', tmp_path, 'acme')
     assert not tree(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['focus_1.0_sample.csv', 'cur_legacy_sample_focus_converters.csv',
+                                  'nise_generated_cur_legacy_2026-10.csv.gz'])
+def test_bills_that_others_wrote_load_and_reconcile(tmp_path, name):
+    manifests = load_bill(Path(__file__).parent/'data'/'billing'/name, tmp_path, 'acme')
+    rows = reconciliation(manifests)
+    assert rows and all(r['difference'] == 0 for r in rows) and not any(m['mismatches'] for m in manifests)
+    assert {m['billing_period'] for m in manifests} == set(view(tmp_path)) == set(glob(tmp_path))

@@ -15,7 +15,10 @@ import duckdb
 import pytest
 
 from finops_nb.demo import emulated_estate, is_demo
-from finops_nb.estate import AS_OF, EXPECTED
+from finops_nb.estate import ACCOUNTS, AS_OF, EXPECTED
+from finops_nb.estate_bill import commitment_arns
+from finops_nb.estate_bill_tables import EXPECTED_BILL, OTHERS
+from finops_nb.estate_meters import made_id
 from finops_nb.settings import load
 
 pytestmark = pytest.mark.slow
@@ -100,11 +103,83 @@ def test_every_check_finds_what_the_estate_hides_and_nothing_else(world, names, 
         "select check_id, scope.resource_id from read_parquet($f) where status = 'fail'", params={'f': files}
     ).fetchall()
     found = defaultdict(set)
+    rows = [(c, r) for c, r in rows if c not in EXPECTED_BILL[home]]
     for check_id, resource_id in rows:
         found[check_id].add(names.get(resource_id, resource_id))
     assert {c: found.get(c, set()) for c in EXPECTED[home]} == EXPECTED[home]
     assert not found.keys() - EXPECTED[home].keys()
     assert len(rows) == sum(map(len, EXPECTED[home].values()))  # no resource twice for one check
+
+
+def called(names, finding):
+    "What the estate may call the subject of a finding: by its name, or by account, region and noun"
+    account = {a['account_id']: a['account'] for a in ACCOUNTS}[finding['account_id']]
+    own = finding['resource_id']
+    made = {made_id(row['prefix'], row['name']): row['name'] for row in OTHERS if row.get('prefix')}
+    known = commitment_arns() | made | names
+    tails = [own.rpartition(mark)[2] for mark in (':', '/', 'loadbalancer/')]
+    ids = [own, finding['resource_arn'], *tails]
+    return {account, f'{account}/{own}', f'{account}/{finding["region"]}/{own}', *tails} | {known.get(i) for i in ids}
+
+
+@pytest.mark.parametrize('home', HOMES, ids='/'.join)
+def test_every_check_of_the_bill_finds_what_the_bill_hides_and_nothing_else(world, names, home):
+    files = [str(world / 'data' / 'finops_findings' / f['path']) for f in manifest(world, *home)['files']]
+    rows = duckdb.sql(
+        """select check_id, scope.account_id, scope.region, scope.resource_id, scope.resource_arn
+        from read_parquet($f) where status in ('fail', 'info')""",
+        params={'f': files},
+    ).to_arrow_table()
+    for check_id, expected in EXPECTED_BILL[home].items():
+        left = set(expected)
+        for finding in (r for r in rows.to_pylist() if r['check_id'] == check_id):
+            found = called(names, finding) & left
+            assert len(found) == 1, (check_id, finding)
+            left -= found
+        assert not left, check_id
+
+
+@pytest.mark.parametrize('tenant', ['acme', 'globex'])
+def test_the_bill_agrees_with_its_source_and_every_cent_has_its_place(world, tenant):
+    bill = exported(world, tenant, 'summary.json')['bill']
+    assert len({p['billing_period'] for p in bill['periods']}) == 4
+    assert all(abs(Decimal(p['difference'])) < Decimal('0.01') for p in bill['periods'])
+    for rows in (bill['totals'], bill['by_service'], bill['by_account']):
+        for r in rows:
+            parts = [k for k in r if k not in ('key', 'currency', 'total')]
+            assert sum(Decimal(r[k]) for k in parts) == Decimal(r['total'])
+        assert sum(Decimal(r['total']) for r in rows) == Decimal(bill['totals'][0]['total'])
+    charges = world / 'data' / 'charges' / f'tenant_id={tenant}' / '*' / '*.parquet'
+    (billed,) = duckdb.sql(
+        """select sum(effective_cost) from read_parquet($f, hive_partitioning = false)
+        where charge_period_start >= $s::timestamptz and charge_period_start < $e::timestamptz""",
+        params=dict(f=str(charges), s=bill['window_start'] + 'T00:00Z', e=bill['window_end'] + 'T00:00Z'),
+    ).fetchall()[0]
+    assert abs(billed - Decimal(bill['totals'][0]['total'])) < Decimal('0.01')
+
+
+def test_findings_carry_what_their_resource_really_cost(world):
+    findings = exported(world, 'acme', 'findings.json')['findings']
+    exact = [f for f in findings if f['actual']['attribution']['method'] == 'exact_resource_id']
+    assert len(exact) > 90
+    for f in exact:
+        cost, saving = f['actual']['cost_30d'], f['estimated']['monthly_savings']
+        assert cost is not None and f['actual']['model']['currency'] == 'USD'
+        if saving is not None and f['status'] == 'fail':
+            assert Decimal(saving) <= Decimal(f['estimated']['monthly_cost'])
+    evidence = duckdb.sql(
+        'select fingerprint, sum(effective_cost) as cost from read_parquet($f) group by 1',
+        params={'f': str(world / 'data' / 'cost_attribution' / 'tenant_id=acme' / '*.parquet')},
+    ).fetchall()
+    assert {f['fingerprint'] for f in exact} <= {fingerprint for fingerprint, _ in evidence}
+
+
+def test_no_tenant_sees_anothers_bill(world):
+    for tenant, foreign in (('acme', '444455556666'), ('globex', '111122223333')):
+        for folder in ('charges', 'cost_attribution', 'bill_coverage', 'prices'):
+            for path in (world / 'data' / folder / f'tenant_id={tenant}').rglob('*.parquet'):
+                assert foreign.encode() not in path.read_bytes()
+        assert foreign not in (world / 'webapp_data' / tenant / 'summary.json').read_text()
 
 
 def test_a_refused_call_is_a_gap_an_unknown_check_and_said_in_the_export(world):

@@ -19,16 +19,17 @@ from ..inventory import SQL_TYPES
 
 # %% ../../nbs/22_bill_cur.ipynb #db1af761
 _SERVICES = {
-    'Compute': 'AmazonEC2 AWSLambda AmazonECS AmazonEKS AmazonECR AmazonLightsail AWSAppRunner AmazonAppStream',
+    'Compute': 'AmazonEC2 AWSLambda AmazonECS AmazonEKS AmazonECR AmazonStates AmazonLightsail AWSAppRunner '
+               'AmazonAppStream',
     'Storage': 'AmazonS3 AmazonS3GlacierDeepArchive AmazonGlacier AmazonEFS AmazonFSx AWSBackup AWSStorageGateway',
     'Databases': 'AmazonRDS AmazonDynamoDB AmazonElastiCache AmazonRedshift AmazonDocDB AmazonNeptune AmazonMemoryDB '
                  'AmazonTimestream AmazonMCS',
     'Networking': 'AmazonVPC AWSELB AmazonCloudFront AmazonRoute53 AWSDataTransfer AWSDirectConnect AmazonApiGateway '
                   'AWSGlobalAccelerator AWSNetworkFirewall',
     'Management and Governance': 'AmazonCloudWatch AWSCloudTrail AWSConfig AWSSystemsManager AWSCostExplorer',
-    'Security': 'awskms AWSSecretsManager AmazonGuardDuty AWSSecurityHub awswaf AmazonInspectorV2 AmazonMacie '
-                'AWSShield AWSDirectoryService AmazonCognito',
-    'Integration': 'AWSQueueService AmazonSNS AmazonStates AmazonMQ AmazonMWAA AWSEvents',
+    'Security': 'AWSSecretsManager AmazonGuardDuty AWSSecurityHub awswaf AmazonInspectorV2 AmazonMacie AWSShield',
+    'Identity': 'awskms AWSDirectoryService AmazonCognito',
+    'Integration': 'AWSQueueService AmazonSNS AmazonMQ AmazonMWAA AWSEvents',
     'Analytics': 'AWSGlue AmazonAthena AmazonES AmazonKinesis AmazonKinesisFirehose AmazonMSK ElasticMapReduce '
                  'AmazonQuickSight',
     'AI and Machine Learning': 'AmazonSageMaker AmazonBedrock AmazonRekognition AmazonTextract',
@@ -144,8 +145,8 @@ _WHAT = dict(
         then {t.product_location} end""",
     resource_id='{t.line_item_resource_id}',
     service_name='coalesce({p.product_name}, {t.product_servicecode}, {t.line_item_product_code})',
-    service_category=f'''coalesce(map({[*CATEGORY_OF]}, {[*CATEGORY_OF.values()]})[{{t.line_item_product_code}}],
-        'Other')''',
+    service_category=f'''case when contains({{t.line_item_usage_type}}, 'EBS:') then 'Storage' else
+        coalesce(map({[*CATEGORY_OF]}, {[*CATEGORY_OF.values()]})[{{t.line_item_product_code}}], 'Other') end''',
     sku_id='{t.product_sku}', sku_price_id='{t.pricing_rate_code}', sku_meter='{t.line_item_usage_type}',
     tags='{m.tags}', x_cost_categories='{m.cost_categories}', x_discounts='{m.discounts}',
     x_service_code='{t.line_item_product_code}', x_usage_type='{t.line_item_usage_type}',

@@ -130,7 +130,7 @@ _NOTES = dict(line.strip().split(' | ') for line in """
     region_id | else the product's `region`
     region_name | where the location is a region
     service_name | the product's `product_name`, else the code
-    service_category | by product code, see `CATEGORY_OF`
+    service_category | by product code (`CATEGORY_OF`); Storage for EBS
     tags | without the prefix `user_`
     x_cost_categories | of `tags` those that begin with `costCategory/`
     x_discounts | by name, the bundled one included

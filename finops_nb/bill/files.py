@@ -50,8 +50,8 @@ PERIOD_FOLDER = re.compile(r'(?:^|/)(?:billing_period=(\d{4})-(\d\d)|(\d{4})(\d\
                            r'year=(\d{4})/month=(\d\d?))(?=/)', re.I)
 
 def is_hidden(name:str)->bool:
-    "Whether a path has a part that begins with . or _"
-    return any(part[0] in '._' for part in PurePosixPath(name).parts)
+    "Whether a path has a part that begins with . or _, or is Athena's status table"
+    return any(part[0] in '._' or part == 'cost_and_usage_data_status' for part in PurePosixPath(name).parts)
 
 def period_folder(name:str)->tuple[str, str|None]:
     "The innermost folder of a path that names a billing period, and that period; ('', None) when there is none"

@@ -32,7 +32,8 @@ class BillCommitmentUnusedChecker(SqlChecker):
                    coalesce(sum(effective_cost) filter (not is_unused), 0) as used_cost
             from (select *, commitment_discount_status = 'Unused' as is_unused from month)
             where resource_arn <> '' and is_unused is not null group by resource_arn, billing_currency)
-        select *, strftime($as_of::date - to_months(1), '%Y-%m') as month, days as days_in_bill,
+        select * replace (unused_cost::decimal(18,2) as unused_cost, used_cost::decimal(18,2) as used_cost),
+               strftime($as_of::date - to_months(1), '%Y-%m') as month, days as days_in_bill,
                if(days >= $min_days, days, null) as billed_days,
                (100 * used_cost / (used_cost + unused_cost))::decimal(9,2) as utilization_percent
         from commitment cross join bill

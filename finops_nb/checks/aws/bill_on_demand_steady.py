@@ -26,7 +26,8 @@ class BillOnDemandSteadyChecker(SqlChecker):
                 and effective_cost > 0 and contracted_cost > 0
             group by billing_currency having sum(effective_cost) < sum(contracted_cost))
         select sub_account_id as account_id, 'global' as region, 'Compute Savings Plan' as resource_id, currency,
-               floor_hourly, on_demand_cost, billed_days, if(billed_days >= $min_days, 730, null) as hours,
+               floor_hourly::decimal(18,4) as floor_hourly, on_demand_cost, billed_days,
+               if(billed_days >= $min_days, 730, null) as hours,
                coalesce(own_percent, $savings_percent::decimal(9,2)) as savings_percent,
                (floor_hourly * (100 - savings_percent) / 100)::decimal(18,3) as commit_hourly,
                if(own_percent is null, 'Discount: assumed', 'Discount: that of the plans in this bill') as notes

@@ -27,7 +27,8 @@ class BillReservationCoverageChecker(SqlChecker):
             group by sub_account_id, region_id, x_service_code, billing_currency)
         select sub_account_id as account_id, coalesce(nullif(region_id, ''), 'global') as region,
                x_service_code || ' reservations' as resource_id, x_service_code as service_code, currency,
-               floor_hourly, on_demand_cost, billed_days, if(billed_days >= $min_days, 730, null) as hours,
+               floor_hourly::decimal(18,4) as floor_hourly, on_demand_cost, billed_days,
+               if(billed_days >= $min_days, 730, null) as hours,
                if(is_unpriced, null, coalesce(on_demand, 0)) as covered, if(is_unpriced, 'unknown', 'fail') as status,
                (100 * covered / (covered + on_demand_cost))::decimal(9,2) as coverage_percent,
                if(paid > 0 and paid < covered, 100 * (1 - paid / covered), $savings_percent)::decimal(9,2)

@@ -26,6 +26,7 @@ class BillUntaggedSpendChecker(SqlChecker):
                                   lambda e: e.key) as found,
                    billing_currency, max(service_name) as service_name, sum(effective_cost) as cost
             from charges where charge_category = 'Usage' and charge_class is null
+                and commitment_discount_status is distinct from 'Unused'  -- nobody's usage: there is nothing to tag
                 and charge_period_start >= $as_of::date - $days and charge_period_start < $as_of::date
             group by account_id, billed, found, billing_currency),
         judged as (
