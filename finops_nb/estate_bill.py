@@ -55,8 +55,8 @@ def meters(tenant_id:str, resources:Mapping[str, str], as_of:datetime=AS_OF)->pa
     return pa.Table.from_pylist([*found, *of_traffic(found)], schema=METERS)
 
 # %% ../nbs/74_estate_bill.ipynb #445dcffa
-_ADDED = dict.fromkeys("""line_id bill_type billing_entity invoicing_entity legal_entity invoice_id payer_id payer
-    service_name service_category service_subcategory publisher region_name currency sku rate_code""".split(), pa.string())
+_ADDED = dict.fromkeys("""line_id bill_type billing_entity invoicing_entity legal_entity invoice_id payer_id payer sku
+    service_name service_category service_subcategory publisher region_name currency rate_code""".split(), pa.string())
 _COSTS = dict.fromkeys("""unblended_cost net_cost list_cost contracted_cost billed_cost effective_cost
     unused_cost""".split(), MONEY)
 _ZONED = dict.fromkeys(('period_start', 'period_end', 'start', 'stop'), pa.timestamp('us', 'UTC'))
@@ -70,7 +70,8 @@ _USAGE = f"""
     create table usage as
     with day as (
         select d::timestamp as day, date_trunc('month', d)::timestamp as period_start,
-               date_diff('day', d, $today) as ago, date_diff('hour', period_start, period_start + interval 1 month) as month_hours,
+               date_diff('day', d, $today) as ago,
+               date_diff('hour', period_start, period_start + interval 1 month) as month_hours,
                period_start = $drafted as is_drafted
         from generate_series($first::timestamp, $today::timestamp - interval 1 day, interval 1 day) t(d)),
     hour as (
@@ -113,8 +114,9 @@ _PRICED = """
                as unused_cost
     from amount"""
 
-# %% ../nbs/74_estate_bill.ipynb #8fec1bbe
-_SOLD_BY_AWS = "service in (select code from services where publisher is null) and line_type not in ('Credit', 'Refund')"
+# %% ../nbs/74_estate_bill.ipynb #cb31c597
+_SOLD_BY_AWS = """line_type not in ('Credit', 'Refund')
+    and service in (select code from services where publisher is null)"""
 _CREDITS = f"""
     select account, account_id, service, credit as description, 'Credit' as line_type, period_start, p.start, p.stop,
            -round(sum(billed_cost)::double * any_value(share), 10) as amount
@@ -122,19 +124,23 @@ _CREDITS = f"""
     where {_SOLD_BY_AWS} and is_usage and share > 0 and period_start between c.first and c.last
     group by all having amount < 0
     union all by name
-    select account, account_id, of_service as service, credit as description, kind as line_type, first as period_start, first as start,
-           first + interval 1 day as stop, -usd as amount from credits where usd > 0"""
+    select account, account_id, of_service as service, credit as description, kind as line_type,
+           first as period_start, first as start, first + interval 1 day as stop, -usd as amount
+    from credits where usd > 0"""
 _FEES = f"""
-    with support as (select period_start, sum(billed_cost)::double as spent from priced where {_SOLD_BY_AWS} group by 1),
+    with support as (
+        select period_start, sum(billed_cost)::double as spent from priced where {_SOLD_BY_AWS} group by 1),
     fee as (
         select 'AWSSupportBusiness' as service, 'Dollar' as usage_type, period_start,
                'AWS Support (Business)' as description,
-               greatest(100, round(least(spent, 10000) * 0.1 + greatest(spent - 10000, 0) * 0.07, 2)) as amount from support
+               greatest(100, round(least(spent, 10000) * 0.1 + greatest(spent - 10000, 0) * 0.07, 2)) as amount
+        from support
         union all by name
         select service, 'MP:Contract' as usage_type, month as period_start, contract as description, usd as amount
         from contracts)
     select *, 'Fee' as line_type, $payer as account, $payer_id as account_id, 'Units' as unit, 1 as quantity,
-           amount as unblended_rate, period_start as start, least(period_start + interval 1 month, $today) as stop from fee"""
+           amount as unblended_rate, period_start as start, least(period_start + interval 1 month, $today) as stop
+    from fee"""
 _TAX = """
     select 'Tax' as line_type, $tax_name as tax_type, $payer as account, $payer_id as account_id, service, period_start,
            period_start as start, least(period_start + interval 1 month, $today) as stop,
@@ -152,11 +158,13 @@ def _flat(select:str)->str:
 # %% ../nbs/74_estate_bill.ipynb #704ca916
 _LINES = """
     with named as (
-        select p.*, s.* exclude (service_category, service_subcategory), if(publisher is null, 'AWS', 'AWS Marketplace') as billing_entity, region_name,
-               period_start + interval 1 month as period_end, $issuer as invoicing_entity, $currency as currency,
+        select p.*, s.* exclude (service_category, service_subcategory), region_name, $currency as currency,
+               if(publisher is null, 'AWS', 'AWS Marketplace') as billing_entity, $issuer as invoicing_entity,
+               period_start + interval 1 month as period_end,
                coalesce(publisher, $issuer) as legal_entity, $payer as payer, $payer_id as payer_id,
-               case line_type when 'Refund' then 'Refund' when 'Fee' then 'Purchase' else 'Anniversary' end as bill_type,
-               if(usage_type is not null, upper(substr(md5(concat_ws('|', service, usage_type, operation)), 1, 16)), null)
+               case line_type when 'Refund' then 'Refund' when 'Fee' then 'Purchase' else 'Anniversary' end
+                   as bill_type,
+               if(usage_type is null, null, upper(substr(md5(concat_ws('|', service, usage_type, operation)), 1, 16)))
                    as sku,
                if(contains(usage_type, 'EBS:'), 'Storage', s.service_category) as service_category,
                if(contains(usage_type, 'EBS:'), 'Block Storage', s.service_subcategory) as service_subcategory,
@@ -183,11 +191,12 @@ def commitment_arns()->dict[str, str]: # ARN -> name
 def _commitments(own:Mapping[str, str], as_of:datetime)->Iterator[tuple[str, pa.Schema, list[Row]]]:
     "Tables `reservations` and `plans` of the given accounts"
     arns = {name: arn for arn, name in commitment_arns().items()}
-    def mine(rows): return [r | dict(account_id=own[r['account']], arn=arns[r['name']], start=_midnight(as_of, r['age']))
-                            for r in rows if r['account'] in own]
+    def mine(rows):
+        return [r | dict(account_id=own[r['account']], arn=arns[r['name']], start=_midnight(as_of, r['age']))
+                for r in rows if r['account'] in own]
     yield 'reservations', RESERVED, [r | dict(
-        prefix=PREFIXES[r['region']], instance_type=r['type'], hourly=Decimal(r['hourly_id']), covers=r['covers'].split())
-        for r in mine(RESERVATIONS)]
+        prefix=PREFIXES[r['region']], instance_type=r['type'], hourly=Decimal(r['hourly_id']),
+        covers=r['covers'].split()) for r in mine(RESERVATIONS)]
     yield 'plans', PLANS, [p | dict(commitment=Decimal(p['commitment_id']), discount=Decimal(p['discount_id']))
                            for p in mine(SAVINGS_PLANS)]
 
@@ -202,7 +211,8 @@ def _amounts(tenant_id:str, own:Mapping[str, str], as_of:datetime)->Iterator[tup
     refunds = [r | dict(credit=r['refund'], share_id=None, first=r['month'], last=r['month'], kind='Refund')
                for r in REFUNDS]
     yield 'credits', _GRANT, [r | dict(
-        account_id=own[r['account']], of_service=r['service'], kind=r.get('kind', 'Credit'), share=number(r['share_id']), usd=number(r['usd_id']),
+        account_id=own[r['account']], of_service=r['service'], kind=r.get('kind', 'Credit'),
+        share=number(r['share_id']), usd=number(r['usd_id']),
         first=month_of(as_of, r['first']), last=month_of(as_of, r['last']))
         for r in [*CREDITS, *refunds] if r['account'] in own]
     yield 'contracts', _CONTRACT, [c | dict(month=month_of(as_of, c['month']), usd=float(c['usd_id']))
@@ -210,7 +220,7 @@ def _amounts(tenant_id:str, own:Mapping[str, str], as_of:datetime)->Iterator[tup
 
 def _names(payer_id:str, as_of:datetime, months:int)->Iterator[tuple[str, pa.Schema, list[Row]]]:
     "Tables `services`, `regions`, `owners` and `invoices`"
-    def texts(*names): return pa.schema({n: _TEXT for n in names})
+    def texts(*names): return pa.schema(dict.fromkeys(names, _TEXT))
     yield 'services', texts('code', 'service_name', 'service_category', 'service_subcategory', 'publisher'), [
         s | dict(service_name=s['service'], service_category=s['category'], service_subcategory=s['subcategory'])
         for s in SERVICES.values()]
@@ -253,7 +263,7 @@ def bill_lines(
 
 # %% ../nbs/74_estate_bill.ipynb #f13d0b79
 _CATEGORY = """case when line_type in ('Tax', 'Credit') then line_type
-    when commitment is not null and (contains(line_type, 'Fee')) or line_type = 'Fee' then 'Purchase' else 'Usage' end"""
+    when contains(line_type, 'Fee') then 'Purchase' else 'Usage' end"""
 
 def invoice_totals(
     lines:pa.Table  # of `bill_lines`

@@ -26,8 +26,8 @@ USAGE = pa.schema(_PLACE | _WHEN | dict(
 LINE = pa.schema(_PLACE | _WHEN | dict(
     line_type=pa.string(), tax_type=pa.string(), description=pa.string(), commitment=pa.string(),
     commitment_kind=pa.string(), quantity=QUANTITY, unblended_rate=RATE, list_rate=RATE, plan_rate=RATE)
-    | {n: MONEY for n in ('plan_cost', 'plan_commitment', 'plan_used', 'reservation_cost', 'reservation_upfront',
-                          'fee_upfront', 'unused_quantity', 'unused_recurring', 'unused_upfront')}
+    | dict.fromkeys(('plan_cost', 'plan_commitment', 'plan_used', 'reservation_cost', 'reservation_upfront',
+                     'fee_upfront', 'unused_quantity', 'unused_recurring', 'unused_upfront'), MONEY)
     | dict(attributes=_MAP))
 RESERVED = pa.schema(dict(
     arn=pa.string(), account=pa.string(), account_id=pa.string(), region=pa.string(), zone=pa.string(),
@@ -57,7 +57,8 @@ _COVERED = """
         select *, greatest(budget - coalesce(sum(cost) over (partition by arn, start order by born, n
                   rows between unbounded preceding and 1 preceding), 0), 0) as still_left
         from eligible)
-    select n, arn, 'Reserved Instance' as kind, hourly, upfront, null as plan_rate, null as plan_cost, 1::double as share
+    select n, arn, 'Reserved Instance' as kind, hourly, upfront, null as plan_rate, null as plan_cost,
+           1::double as share
     from reserved
     union all by name
     select n, arn, 'Savings Plan' as kind, plan_rate, least(still_left, cost) as plan_cost, plan_cost / cost as share
@@ -109,15 +110,16 @@ _RESERVATION_FEES = """
     select account, account_id, 'AmazonEC2' as service, prefix || 'HeavyUsage:' || instance_type as usage_type,
            'RunInstances' as operation, 'Compute Instance' as family, region, zone, instance_type,
            if(line_type = 'Fee', 'Quantity', 'Hrs') as unit, arn as commitment,
-           'Reserved Instance' as commitment_kind, line_type, period_start, start, stop, quantity, unblended_rate, fee_upfront, unused_quantity,
-           unused_recurring, unused_upfront, description
+           'Reserved Instance' as commitment_kind, line_type, period_start, start, stop, quantity, unblended_rate,
+           fee_upfront, unused_quantity, unused_recurring, unused_upfront, description
     from fee"""
 
 # %% ../nbs/73_estate_commitments.ipynb #6fc1c164
 _PLAN_LINES = """
     insert into line by name
     select account, account_id, 'ComputeSavingsPlans' as service, 'ComputeSP:1yrNoUpfront' as usage_type,
-           'global' as region, 'Hrs' as unit, arn as commitment, 'Savings Plan' as commitment_kind, 'SavingsPlanRecurringFee' as line_type,
+           'global' as region, 'Hrs' as unit, arn as commitment, 'Savings Plan' as commitment_kind,
+           'SavingsPlanRecurringFee' as line_type,
            date_trunc('month', d)::timestamp as period_start, d as start, d + interval 1 day as stop, 24 as quantity,
            commitment as unblended_rate, 24 * commitment as plan_commitment,
            coalesce((select sum(plan_cost) from line l where l.commitment = arn and l.start = d), 0) as plan_used,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'Plan', 'read_as_of', 'load_checkers', 'plan_run', 'take_snapshot', 'load_charges', 'freeze_prices',
            'open_tables', 'match_charges', 'Checked', 'reads_bill', 'whole_cost', 'check', 'Inputs', 'finish', 'export',
-           'open_findings', 'exit_code', 'Stopwatch', 'run_here']
+           'open_findings', 'realized', 'exit_code', 'Stopwatch', 'run_here']
 
 # %% ../nbs/60_runner.ipynb #433b9882
 import logging
@@ -19,11 +19,13 @@ from functools import partial
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from . import __version__
 from .actual_cost import with_actual
 from .attribution import Bill
 from .bill.prices import combine_with_bill
+from .bill.realized import realized_since
 from .bill.run import TenantBill, attach_bill, keep_bill, prices_from, read_bill
 from .catalog import GAP_STATUS, connect
 from .charges import CHARGES
@@ -37,7 +39,7 @@ from .inventory import manifest_path as snapshot_path
 from .inventory import inventory_dir
 from .overlap import groups
 from .prices import PriceBook, attach, freeze, open_book, shipped_book
-from .runs import check_run_id, make_run_id, manifest_path, publish_manifest, read_manifest
+from .runs import check_run_id, make_run_id, manifest_path, manifests, publish_manifest, read_manifest
 from .settings import Settings, Tenant, Workspace
 from .values import BadValue, moment
 from .writer import FindingsParquetWriter, ParquetWriterConfig
@@ -252,6 +254,12 @@ def open_findings(plan:Plan, manifest:Mapping, db:duckdb.DuckDBPyConnection)->No
     "Give `db` the views `findings` (of this run, as stored) and `groups` (finding_id, group_id, is_group_winner, rank)"
     attach_findings(db, [plan.findings_dir/f['path'] for f in manifest['files']], plan.tenant.tenant_id, True)
     groups(db, 'findings').create_view('groups', replace=True)
+
+def realized(plan:Plan, inputs:Inputs)->pa.Table:
+    "What findings that this workspace's recent runs resolved have saved so far by the bill; empty without a bill"
+    mine = [m for m in manifests(plan.runs_dir, plan.tenant.tenant_id)
+            if m['workspace_id'] == plan.workspace.workspace_id and m['as_of'] <= f'{plan.as_of:%Y-%m-%dT%H:%M:%SZ}']
+    return realized_since(inputs.db, plan.findings_dir, mine if inputs.bill else [], plan.as_of)
 
 def exit_code(manifest:Mapping)->int:
     "0: everything was looked at and stored; 1: done, with gaps, rejects, a failed check or an unreadable bill"
