@@ -1,6 +1,6 @@
-"""Findings meet the bill: 10 million charges, 1 million resources, 100 thousand findings. `python benchmarks/attribution.py`.
+"""Findings meet the bill: 10M charges of 1M resources, 100k findings. `python benchmarks/attribution.py`.
 
-Every line runs in a process of its own: CPU seconds (user + system, all threads), wall seconds and peak resident memory.
+Every line runs in a process of its own: CPU seconds (user + system, all threads), wall seconds, peak resident memory.
 
 scan      the same columns of the charges read and summed in one total: what no join can avoid
 prepare   charges summed by resource, day and tag (`attribution.prepare`), once a run

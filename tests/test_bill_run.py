@@ -1,4 +1,4 @@
-"""A tenant with a bill, run after run: snapshots written by hand, a FOCUS export that grows, everything else as it is."""
+"""A tenant with a bill, run after run: snapshots by hand, a FOCUS export that grows, everything else as it is."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -114,10 +114,10 @@ def snapshot(p, *volumes):
     ]
     data, tables = p.settings.data_dir, {'ebs_volumes': rows, 'coverage': asked}
     with new_folder(inventory_dir(data, 'acme'), p.snapshot_id) as folder:
-        files = {
-            t: write_table(folder / f'{t}.parquet', TABLES[t].schema, [pa.Table.from_pylist(r, schema=TABLES[t].schema)])
-            for t, r in tables.items()
-        }
+        files = {}
+        for t, r in tables.items():
+            part = pa.Table.from_pylist(r, schema=TABLES[t].schema)
+            files[t] = write_table(folder / f'{t}.parquet', part.schema, [part])
         publish(
             folder,
             dict(

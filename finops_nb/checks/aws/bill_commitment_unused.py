@@ -28,12 +28,11 @@ class BillCommitmentUnusedChecker(SqlChecker):
                    regexp_extract(resource_arn, '[^:/]+$') as resource_id, billing_currency as currency,
                    max(commitment_discount_type) as commitment_type, max(service_name) filter (is_unused) as paid_to,
                    if(bool_or(is_unused and effective_cost is null), null,
-                      sum(effective_cost) filter (is_unused)) as unused_cost,
-                   coalesce(sum(effective_cost) filter (not is_unused), 0) as used_cost
+                      sum(effective_cost) filter (is_unused))::decimal(18,2) as unused_cost,
+                   coalesce(sum(effective_cost) filter (not is_unused), 0)::decimal(18,2) as used_cost
             from (select *, commitment_discount_status = 'Unused' as is_unused from month)
             where resource_arn <> '' and is_unused is not null group by resource_arn, billing_currency)
-        select * replace (unused_cost::decimal(18,2) as unused_cost, used_cost::decimal(18,2) as used_cost),
-               strftime($as_of::date - to_months(1), '%Y-%m') as month, days as days_in_bill,
+        select *, strftime($as_of::date - to_months(1), '%Y-%m') as month, days as days_in_bill,
                if(days >= $min_days, days, null) as billed_days,
                (100 * used_cost / (used_cost + unused_cost))::decimal(9,2) as utilization_percent
         from commitment cross join bill

@@ -12,7 +12,7 @@ from ..base import SqlChecker
 class BillDataTransferInternetChecker(SqlChecker):
     "Resources that send much data to the internet"
     checker_id, service, resource_type = 'aws.bill.data_transfer_internet', 'AWSDataTransfer', 'billed_resource'
-    title = '{resource_id}: {gb_30d} GB to the internet in 30 days, {monthly_cost} {currency} a month'
+    title = '{resource_name}: {gb_30d} GB to the internet in 30 days, {monthly_cost} {currency} a month'
     category, sub_category, basis, issue = 'usage_optimization', 'data_transfer', 'billed', ('currency',)
     confidence, severity = 60, 'high'
     params = dict(min_monthly=100, min_bill_days=7)  # billing currency; fewer days than this are not made into a month

@@ -12,7 +12,7 @@ from ..base import SqlChecker
 class BillExtendedSupportChecker(SqlChecker):
     "Databases and clusters billed for extended support"
     checker_id, category, sub_category = 'aws.bill.extended_support', 'usage_optimization', 'extended_support'
-    title = '{resource_id}: {usage_type} costs extra until it is upgraded'
+    title = '{resource_name}: {usage_type} costs extra until it is upgraded'
     service, resource_type, basis = 'AWSBilling', 'billed_resource', 'billed'
     confidence, severity, issue = 90, 'critical', ('currency',)
     params = dict(recent_days=3, min_bill_days=7)  # last days of the bill that must have it; days that make a month

@@ -12,7 +12,7 @@ from ..base import SqlChecker
 class BillIdleBilledHoursChecker(SqlChecker):
     "Hours of gateways, endpoints, balancers and streams without any traffic"
     checker_id, service, basis = 'aws.bill.idle_billed_hours', 'AWSBilling', 'billed'
-    title = '{resource_id}: {kind} billed on {billed_days} days without traffic'
+    title = '{resource_name}: {kind} billed on {billed_days} days without traffic'
     category, sub_category, severity, confidence = 'usage_optimization', 'idle', 'high', 90
     resource_type, issue = 'billed_resource', ('currency',)
     params = dict(window_days=90, min_billed_days=85, recent_days=2, max_traffic=0.001)  # traffic in AWS's unit

@@ -12,7 +12,7 @@ from ..base import SqlChecker
 class BillNATProcessingChecker(SqlChecker):
     "NAT gateways with a large bill for processed data"
     checker_id, basis = 'aws.bill.nat_processing', 'billed'
-    title = '{resource_id}: {monthly} {currency} a month for data it processed'
+    title = '{resource_name}: {monthly} {currency} a month for data it processed'
     category, sub_category, severity, confidence = 'usage_optimization', 'data_transfer', 'high', 90
     service, resource_type, issue = 'AmazonEC2', 'billed_resource', ('currency',)
     params = dict(min_monthly=50, min_bill_days=7)  # billing currency per month; days below which no month is guessed

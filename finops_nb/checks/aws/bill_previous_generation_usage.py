@@ -18,7 +18,7 @@ LARGER_AND_NEWER = """t.is_current and t.architecture = s.architecture and t.gpu
 class BillPreviousGenerationUsageChecker(SqlChecker):
     "On-demand hours of instance types of previous generations"
     checker_id, service, resource_type = 'aws.bill.previous_generation_usage', 'AWSBilling', 'billed_resource'
-    title = '{resource_id}: {instance_type} is of a previous generation'
+    title = '{resource_name}: {instance_type} is of a previous generation'
     category, sub_category, confidence, basis = 'rate_optimization', 'previous_generation', 90, 'billed'
     issue, params = ('instance_type', 'operating_system', 'currency'), dict(min_cost=10, recent_days=3, min_bill_days=7)
     sql = rf"""
