@@ -77,6 +77,7 @@ def logging_state():
 def as_notebook(path: Path):
     "Folder, import path, environment and loggers of a notebook; all are put back, as notebooks share the process"
     saved_path, saved_env, saved_logging = sys.path[:], dict(os.environ), logging_state()
+    disabled = logging.root.manager.disable
     os.environ['IN_TEST'] = '1'
     os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
     sys.path[:0] = [str(path.parent), str(ROOT)]
@@ -90,6 +91,7 @@ def as_notebook(path: Path):
             handlers, level = saved_logging.get(logger, ((), logging.NOTSET))
             logger.handlers = list(handlers)
             logger.setLevel(level)
+        logging.disable(disabled)  # a notebook that failed halfway has not switched it on again
 
 
 def shown(outputs) -> list[str]:

@@ -21,45 +21,57 @@ MONTH_DAYS = 30.4375   # days of an average month, as everywhere in this project
 
 _WINDOW = dict(zip(ACTUAL, ('day >= $week', 'day >= $month', 'day >= $mtd', 'day >= $previous and day < $mtd'),
                    strict=True))
-_SEEN = f"select {', '.join(f'count(*) filter ({w}) > 0 as has_{c}' for c, w in _WINDOW.items())} from bill_day"
+_HAS = ', '.join(f'count(*) filter ({w}) > 0 as has_{c}' for c, w in _WINDOW.items())
+_SEEN = f'select payer, max(day) + 1 as bill_end, {_HAS} from bill_day group by payer'
 
 _KNOWN = """
-    select s.*, m.* exclude (row), seen.*, method is not null and currencies = 1 as is_known,
-           method = 'exact_resource_id' and currencies = 1 and status = 'fail'
-               and e.basis is distinct from 'billed' and e.basis is distinct from 'contracted' as may_replace,
-           case when list_contains($whole, check_id) then 1::double
-                when e.monthly_cost > 0 then least(1, greatest(0, e.monthly_savings / e.monthly_cost)) end as ratio,
+    select s.*, m.* exclude (row, payer, is_unknown), seen.* exclude (payer),
+           list_contains($whole, check_id) as is_whole,
+           coalesce(method is not null and currencies = 1 and not is_unknown, false) as is_known,
+           coalesce(is_known and method = 'exact_resource_id' and status = 'fail'
+                    and (e.basis = 'list' or is_whole), false) as may_replace,
+           case when is_whole then 1::double
+                when e.monthly_cost > 0 and e.monthly_savings is not null
+                then least(1, greatest(0, e.monthly_savings / e.monthly_cost)) end as ratio,
            ($per_month / days)::decimal(18, 12) as factor
-    from subject s left join matched m using (row) cross join seen"""
+    from subject s left join matched m using (row) left join seen on seen.payer = m.payer"""
 
-# %% ../nbs/43_actual_cost.ipynb #83f9bc5b
+# %% ../nbs/43_actual_cost.ipynb #b4939873
 _MONEY = """
-    select *, (factor * (open_30d + covered_30d))::decimal(18, 6) as run_cost,
-           (factor * covered_30d)::decimal(18, 6) as run_covered,
-           coalesce(may_replace and days >= $min_days and ratio is not null, false) as is_billed,
-           coalesce(may_replace and days < $min_days and list_30d > 0 and e.monthly_savings is not null, false)
-               as is_contracted,
-           case when is_billed then least(run_cost, greatest(0, (ratio * (factor * open_30d))::decimal(18, 6)))
-                when is_contracted then (e.monthly_savings * (contracted_30d / list_30d))::decimal(18, 6)
+    select *, greatest(0, factor * (open_30d + covered_30d))::decimal(18, 6) as run_cost,
+           greatest(0, factor * open_30d)::decimal(18, 6) as run_open,
+           greatest(0, factor * covered_30d)::decimal(18, 6) as run_covered,
+           may_replace and days >= $min_days and (is_whole or not is_unsorted) as has_rate,
+           coalesce(has_rate and ratio is not null, false) as is_billed,
+           coalesce(has_rate and ratio is null and e.monthly_savings > run_open, false) as is_capped,
+           coalesce(may_replace and days < $min_days and list_30d > 0 and contracted_30d > 0 and not is_unpriced
+                    and e.monthly_savings is not null, false) as is_contracted,
+           if(open_30d + covered_30d > 0, open_30d / (open_30d + covered_30d), 1) as open_share,
+           case when is_billed then least(run_cost, (ratio * run_open)::decimal(18, 6))
+                when is_capped then run_open
+                when is_contracted then (e.monthly_savings * (contracted_30d / list_30d) * open_share)::decimal(18, 6)
                 else e.monthly_savings end as saving,
-           case when is_billed then run_cost
+           case when is_billed or is_capped then run_cost
                 when is_contracted then (e.monthly_cost * (contracted_30d / list_30d))::decimal(18, 6)
                 else e.monthly_cost end as cost
     from known"""
 
 def _money(sql:str)->str: return f"({sql})::decimal(18, 2)::varchar || ' ' || currency"
+def _percent(sql:str)->str: return f"(100 * ({sql}))::decimal(9, 2)::varchar || ' %'"
 
-_NOTE = f"""concat_ws('. ',
-    case when is_billed then 'From the bill: effective cost ' || {_money('open_30d + covered_30d')} || ' in ' || days
-        || ' days x {MONTH_DAYS} / ' || days || ' = ' || {_money('run_cost')} || ' a month'
-        || if(ratio < 1, ', of which ' || (100 * ratio)::decimal(9, 2)::varchar || ' % (list saving / list cost) = '
-              || {_money('least(run_cost, ratio * run_cost)')}, '')
-    when is_contracted then 'From the bill: the customer pays '
-        || (100 * contracted_30d / list_30d)::decimal(9, 2)::varchar || ' % of list price; '
-        || days || ' days in the bill are too few for a run rate' end,
-    case when is_billed and run_covered > 0 then 'Of this ' || {_money('run_covered')} || ' a month is covered by '
-        || array_to_string(commitments, ', ') || ' and stays payable until that ends or other usage takes it over; '
-        || 'only the rest is counted' end,
+_RATE = f"""'From the bill: effective cost ' || {_money('open_30d + covered_30d')} || ' in ' || days
+    || ' days x {MONTH_DAYS} / ' || days || ' = ' || {_money('run_cost')} || ' a month'
+    || if(run_covered > 0, '; ' || {_money('run_covered')} || ' of it is covered by '
+          || array_to_string(commitments, ', ') || ' and stays payable until that ends or other usage takes it over; '
+          || {_money('run_open')} || ' is left', '')
+    || if(ratio < 1, '; x ' || {_percent('ratio')} || ' (list saving / list cost)', '')
+    || '; saving ' || {_money('saving')} || ' a month'"""
+_SHARE = f"""'From the bill: the customer pays ' || {_percent('contracted_30d / list_30d')} || ' of list price; '
+    || if(open_share < 1, {_percent('1 - open_share')} || ' of it is covered by ' || array_to_string(commitments, ', ')
+          || ' and is not counted; ', '')
+    || days || ' days in the bill are too few for a run rate'"""
+_NOTE = f"""concat_ws('. ', case when is_billed then {_RATE} when is_contracted then {_SHARE}
+    when is_capped then 'The bill shows no more than ' || {_money('run_open')} || ' a month that could be saved' end,
     if((is_billed or is_contracted) and e.notes <> '', 'At list price: ' || e.notes, nullif(e.notes, '')))"""
 
 # %% ../nbs/43_actual_cost.ipynb #a43018e9
@@ -76,13 +88,15 @@ _RESULT = f"""
                currency := if(is_billed, currency, e.currency),
                confidence := if(is_billed, least(100, e.confidence + 5)::utinyint, e.confidence),
                notes := {_NOTE}) as estimated,
-           if((is_billed or is_contracted) and {_FOLLOWS}, struct_update(severity, level := {_band('saving')},
-               score := least(1000, greatest(0, floor(saving)))::usmallint), severity) as severity,
+           if((is_billed or is_contracted or is_capped) and {_FOLLOWS}, struct_update(
+               severity, level := {_band('saving')}, score := least(1000, greatest(0, floor(saving)))::usmallint),
+               severity) as severity,
            {{{_ACTUAL}, savings_7d: if(is_billed, greatest(0, ratio * open_7d)::decimal(18, 6), null),
              savings_30d: if(is_billed, greatest(0, ratio * open_30d)::decimal(18, 6), null),
              model: {{currency: if(is_known, currency, ''), cost_model: if(is_known, 'effective', ''),
-                      granularity: if(is_known, 'daily', ''), period_start: if(is_known, $month, null),
-                      period_end: if(is_known, $day, null)}},
+                      granularity: if(is_known, 'daily', ''),
+                      period_start: if(is_known and bill_end > $month, $month, null),
+                      period_end: if(is_known and bill_end > $month, bill_end, null)}},
              attribution: {{method: coalesce(method, 'none'), confidence: coalesce(confidence, 0)::utinyint,
                             matched_keys: coalesce(keys, [])}}}} as actual
     from money"""
@@ -105,8 +119,8 @@ def with_actual(
     columns |= {c: pc.struct_field(findings['scope'], c) for c in _SCOPE}
     columns['covers'] = pc.map_lookup(findings['dimensions'], 'covers', 'first')
     bill.con.register('subject', pa.table(columns))
-    params = bill.windows.params | dict(tag=bill.tag, whole=list(whole), min_days=MIN_DAYS, per_month=MONTH_DAYS)
-    del params['start']
+    starts = {name: bill.windows.params[name] for name in ('week', 'month', 'mtd', 'previous')}
+    params = starts | dict(tag=bill.tag, whole=list(whole), min_days=MIN_DAYS, per_month=MONTH_DAYS)
     answer = bill.con.sql(ACTUAL_SQL, params=params).to_arrow_table()
     bill.con.unregister('subject')
     for name in ('estimated', 'severity', 'actual'):

@@ -50,7 +50,7 @@ def declare(
     grain:str,   # what one row is
     columns:str  # one line a column: name | type | unit | meaning
 )->Table:
-    "Declare a table and enter it in `TABLES`; raises ContractError for a bad line, type or a name given twice"
+    "Declare a table and enter it in `TABLES`; raises ContractError for a bad line or type, or a name taken"
     cols = []
     for line in filter(str.strip, columns.splitlines()):
         parts = [p.strip() for p in line.split('|')]
@@ -61,9 +61,9 @@ def declare(
     names = [c.name for c in cols]
     if twice := [n for n in names if names.count(n) > 1]:
         raise ContractError(f'{name}.{twice[0]} is declared twice. Give the second column another name.')
-    if name in TABLES: raise ContractError(f"Table {name!r} is declared twice. Give the second one another name.")
-    TABLES[name] = Table(name, grain, tuple(cols))
-    return TABLES[name]
+    table = Table(name, grain, tuple(cols))
+    if TABLES.setdefault(name, table) == table: return table   # the same again changes nothing: a module read twice
+    raise ContractError(f"Table {name!r} is declared twice, differently. Give the second one another name.")
 
 # %% ../nbs/10_catalog.ipynb #5950b081
 RESOURCE = """

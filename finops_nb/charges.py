@@ -101,7 +101,8 @@ def tag_key_sql(
     words = rf"regexp_replace({plain}, '([a-z0-9])([A-Z])', '\1_\2', 'g')"
     return rf"lower(regexp_replace({words}, '[^A-Za-z0-9]+', '_', 'g'))"
 
-# %% ../nbs/11_charges.ipynb #c779ebf9
-TRAFFIC = (r'(DataTransfer|-In-Bytes|-Out-Bytes|-Bytes$|Bytes-|Requests|Invocations|LCUUsage|DataProcessing|'
-           r'CPUCredits|IOUsage|Lambda-GB-Second)')
-IS_STANDING = f"not regexp_matches(coalesce(x_usage_type, ''), '{TRAFFIC}') and charge_category = 'Usage'"
+# %% ../nbs/11_charges.ipynb #fd027831
+TRAFFIC = (r'(DataTransfer|Bytes$|Bytes-|Request|Invocations|LCUUsage|DataProcessing|CPUCredits|IOUsage|ReadIO|WriteIO|'
+           r'GB-Second|directAPI|Retrieval|EarlyDelete|Export|PI_API|PayloadUnits|GMD-Metrics|StateTransition|Queries)')
+IS_STANDING = f"""x_usage_type is not null and not regexp_matches(x_usage_type, '{TRAFFIC}')
+    and charge_category = 'Usage' and charge_class is null"""

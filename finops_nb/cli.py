@@ -125,8 +125,9 @@ def run(path:str, tenant:str|None, workspace:str|None, everyone:bool, checkers:t
 def export(path:str, tenant:str)->None:
     "Write the JSON files of a tenant's newest runs again."
     s = load(path)
-    tenant_id = s.tenant(tenant).tenant_id
-    current = run_export(ExportConfig(glob_of(s.data_dir/'finops_findings'), tenant_id, s.webapp_dir))
+    t = s.tenant(tenant)
+    current = run_export(ExportConfig(glob_of(s.data_dir/'finops_findings'), t.tenant_id, s.webapp_dir,
+                                      workspaces=tuple(t.workspaces)))
     click.echo(f"export {current['export_id']} of {len(current['generated_from'])} runs")
 
 @command(main)

@@ -37,6 +37,7 @@ class ExportConfig:
     out_dir: str | Path             # webapp_data
     top: int = 50                   # findings in top_savings.json; the file says how many there were
     runs_dir: str | Path | None = None  # None: finops_runs beside the store
+    workspaces: tuple[str, ...] | None = None  # those of the settings; None: every one that has a run
     keep: int = 3                   # exports kept per tenant, the current one included
 
 # %% ../nbs/53_export_json.ipynb #2a2397fb
@@ -204,7 +205,8 @@ def _export(cfg:ExportConfig, tenant_dir:Path, temp:Path)->dict:
     "Make an export in the folder `temp` and publish it"
     con = connect(threads=1, memory_mb=QUERY_MB, spill=temp/'spill')
     with still(cfg.findings_glob, cfg.tenant_id):   # a file replaced while it is read would be two runs in one
-        files, runs = newest_files(cfg.findings_glob, cfg.tenant_id, Path(cfg.runs_dir) if cfg.runs_dir else None)
+        runs_dir = Path(cfg.runs_dir) if cfg.runs_dir else None
+        files, runs = newest_files(cfg.findings_glob, cfg.tenant_id, runs_dir, cfg.workspaces)
         attach_findings(con, files, cfg.tenant_id, bool(runs))
         write_flat(con, temp/'findings.parquet')
         as_of = max((m['as_of'] for m in runs), default=None) or _newest(con)

@@ -10,7 +10,7 @@ __all__ = ['FLAT', 'FLAT_SCHEMA', 'BUCKET_ROWS', 'FLAT_PARQUET', 'tenant_files',
 import glob
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePath
 
@@ -44,12 +44,16 @@ def glob_of(store:Path)->str:
     "The pattern of all Parquet files of a store, whatever its folder is called: the other way round of `store_of`"
     return str(Path(glob.escape(str(store)))/'**'/'*.parquet')
 
-def newest_files(findings_glob:str, tenant_id:str, runs_dir:Path|None=None)->tuple[list[Path], list[dict]]:
+def newest_files(
+    findings_glob:str, tenant_id:str, runs_dir:Path|None=None,
+    workspaces:Collection[str]|None=None  # those that still exist; None: every one that has a run
+)->tuple[list[Path], list[dict]]:
     """Files of the newest run of each workspace and the manifests of those runs ([] when the store has none). Raises
     ContractError when a file that a manifest names is gone: fewer findings would look like progress."""
     store, files = store_of(findings_glob), tenant_files(findings_glob, tenant_id)
     runs = newest_runs(runs_dir or store.parent/'finops_runs', tenant_id)
     if not runs: return files, []
+    runs = [m for m in runs if workspaces is None or m['workspace_id'] in workspaces]
     named = {(store/f['path']).resolve(): m['run_id'] for m in runs for f in m['files']}
     for path, run_id in named.items():
         if not path.exists():

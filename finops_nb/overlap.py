@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['OVERLAP_SQL', 'groups']
 
-# %% ../nbs/41_overlap.ipynb #994c133d
+# %% ../nbs/41_overlap.ipynb #1df7e2ef
 import duckdb
+
+from .billed_ids import UNIQUE_ID
 
 # %% ../nbs/41_overlap.ipynb #cefe2de5
 OVERLAP_SQL = """
@@ -18,14 +20,17 @@ OVERLAP_SQL = """
                actual.attribution.matched_keys as billed_ids
         from {findings}),
     alias as (
-        select account_id, billed_id, min(region) as region, min(resource) as resource
+        select account_id, billed_id, min(region) as region, min(resource) as resource, min(kind) as kind
         from (select *, unnest(billed_ids) as billed_id from named
               where status = 'fail' and covers is null and kind is distinct from 'billed_resource')
         group by all),
-    keyed as (
+    placed as (
         select n.* exclude (region, resource, billed_ids, kind), coalesce(a.region, n.region) as region,
-               coalesce(a.resource, n.resource) as resource
+               coalesce(a.resource, n.resource) as name, coalesce(a.kind, n.kind) as kind
         from named n left join alias a on a.account_id = n.account_id and a.billed_id = n.resource),
+    keyed as (
+        select *, case when name is null then null when regexp_full_match(name, '{unique}') then name
+                       else concat_ws(':', kind, name) end as resource from placed),
     covered as (
         select account_id, region, resource as by_resource, unnest(string_split(covers, ',')) as resource
         from keyed where status = 'fail' and covers is not null and resource is not null),
@@ -49,4 +54,4 @@ def groups(
     findings:str # a table or view of findings in the storage schema; a name of ours, never input
 )->duckdb.DuckDBPyRelation: # one row per finding: finding_id, group_id, is_group_winner, rank (1 = largest saving)
     "Group, winner and rank of every finding"
-    return con.sql(OVERLAP_SQL.format(findings=findings))
+    return con.sql(OVERLAP_SQL.format(findings=findings, unique=UNIQUE_ID))

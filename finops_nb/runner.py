@@ -248,7 +248,8 @@ def finish(plan:Plan, inputs:Inputs, checked:Checked, seconds:Mapping[str, float
 def export(plan:Plan)->dict:
     "Export the tenant's newest runs to the web folder; returns what current.json says"
     tenant_id, web = plan.tenant.tenant_id, plan.settings.webapp_dir
-    return run_export(ExportConfig(glob_of(plan.findings_dir), tenant_id, web, runs_dir=plan.runs_dir))
+    return run_export(ExportConfig(glob_of(plan.findings_dir), tenant_id, web, runs_dir=plan.runs_dir,
+                                   workspaces=tuple(plan.tenant.workspaces)))
 
 def open_findings(plan:Plan, manifest:Mapping, db:duckdb.DuckDBPyConnection)->None:
     "Give `db` the views `findings` (of this run, as stored) and `groups` (finding_id, group_id, is_group_winner, rank)"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finops_nb.actual_cost import with_actual
-from finops_nb.attribution import Windows, match, prepare
+from finops_nb.attribution import Windows, attach_daily, match, prepare
 from finops_nb.bill.coverage import CLASSES, coverage, evidence
 from finops_nb.billed_ids import COLLECTED, attach_collected
 from finops_nb.catalog import TABLES, connect
@@ -135,6 +135,7 @@ def test_attributed_cost_never_exceeds_the_bill_and_every_cent_has_one_class(cha
     con = world(charges)
     if (bill := prepare(con, AS_OF)) is None:
         return
+    attach_daily(con, bill.windows, 'tenant_charges')
     con.register('findings', with_actual(bill, to_storage([finding(*p) for p in pairs]).table))
     covered = coverage(con, bill.windows, [ACCOUNTS[0]], list(ACCOUNTS)).to_arrow_table().to_pylist()
     covered += coverage(con, bill.windows, [ACCOUNTS[1]], list(ACCOUNTS)).to_arrow_table().to_pylist()

@@ -117,6 +117,24 @@ def test_a_stored_output_that_is_no_longer_true_fails(small):
 
 
 @pytest.mark.slow
+def test_a_notebook_that_fails_leaves_the_loggers_to_the_next_test_as_they_were(small):
+    path = small / 'nbs' / '00_errors.ipynb'
+    nb = json.loads(path.read_text())
+    cell = next(c for c in nb['cells'] if c['cell_type'] == 'code' and 'default_exp' not in ''.join(c['source']))
+    cell.update(source="import logging\nlogging.disable()\nlogging.getLogger('finops_nb').setLevel('ERROR')\n1 / 0")
+    nb['cells'] = [cell]
+    path.write_text(json.dumps(nb))
+    (small / 'tests' / 'test_warning.py').write_text('''
+import logging
+
+def test_a_warning_is_heard(caplog):
+    logging.getLogger('finops_nb').warning('heard')
+    assert caplog.messages == ['heard']
+''')
+    assert '1 failed, 1 passed' in run_pytest(small).stdout
+
+
+@pytest.mark.slow
 def test_a_failure_inside_the_package_names_the_module_line(small):
     for path in (small / 'nbs' / '00_errors.ipynb', small / 'finops_nb' / 'errors.py'):
         edit(path, "f['message']", "f['massage']")

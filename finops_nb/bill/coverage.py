@@ -21,29 +21,28 @@ EVIDENCE_SQL = """
              from subject where method = 'exact_resource_id'),
     slice as (
         select sub_account_id as account_id, resource_id as billed_id,
-               strftime(billing_period_start, '%Y-%m') as billing_period, service_name, x_usage_type as usage_type,
-               charge_category, commitment_discount_status, commitment_discount_id, billing_currency as currency,
-               count(*) as charges, min(charge_period_start)::date as first_day,
-               max(charge_period_start)::date as last_day,
+               strftime(billing_period_start, '%Y-%m') as billing_period, day >= $month as in_30d, service_name,
+               x_usage_type as usage_type, charge_category, commitment_discount_status, commitment_discount_id,
+               billing_currency as currency, min(day) as first_day, max(day) as last_day,
                sum(effective_cost) as effective_cost, sum(billed_cost) as billed_cost,
                sum(contracted_cost) as contracted_cost, sum(list_cost) as list_cost
-        from charges where charge_category not in ('Tax', 'Credit') and charge_period_start >= $start
-          and charge_period_start < $day and (sub_account_id, resource_id) in (select account_id, billed_id from form)
+        from daily_charges
+        where coalesce(charge_category, '') not in ('Tax', 'Credit') and day >= $start and day < $day
+          and (sub_account_id, resource_id) in (select account_id, billed_id from form)
         group by all)
     select * from form join slice using (account_id, billed_id)
     union all by name
-    select * exclude (keys, cost_30d), array_to_string(keys, ',') as billed_id,
+    select * exclude (keys, cost_30d), array_to_string(keys, ',') as billed_id, true as in_30d,
            cost_30d::decimal(38, 12) as effective_cost
     from subject where method = 'tag'
-    order by finding_id, billed_id, billing_period, usage_type, charge_category, commitment_discount_status,
-             commitment_discount_id, currency"""
+    order by all"""
 
 def evidence(
-    con:duckdb.DuckDBPyConnection, # has `charges` and `findings` (of one run, in the storage schema)
+    con:duckdb.DuckDBPyConnection, # has `daily_charges` and `findings` (of one run, in the storage schema)
     windows:Windows
 )->duckdb.DuckDBPyRelation: # one row per finding and slice of charges
     "What each finding's actual cost is made of"
-    return con.sql(EVIDENCE_SQL, params=dict(start=windows.params['start'], day=windows.day))
+    return con.sql(EVIDENCE_SQL, params={k: windows.params[k] for k in ('start', 'month', 'day')})
 
 # %% ../../nbs/45_bill_coverage.ipynb #044d4b0a
 CLASSES = 'with_findings', 'without_findings', 'never_seen', 'no_resource_id', 'no_workspace'
@@ -56,24 +55,26 @@ COVERAGE_SQL = """
         select sub_account_id as account_id, coalesce(nullif(service_name, ''), 'unknown') as service,
                billing_currency as currency, if(charge_category in ('Tax', 'Credit'), null, nullif(resource_id, ''))
                as billed_id, effective_cost
-        from tenant_charges where charge_period_start >= $month and charge_period_start < $day),
-    summed as (select account_id, service, currency, billed_id, sum(effective_cost) as cost from charge group by all)
+        from daily_tenant_charges where day >= $month and day < $day),
+    summed as (select account_id, service, currency, billed_id, sum(effective_cost) as cost,
+                      count(*) - count(effective_cost) as unknown from charge group by all)
     select account_id, service, currency,
            case when account_id not in (from known) or account_id is null then 'no_workspace'
                 when billed_id is null then 'no_resource_id'
                 when (account_id, billed_id) in (from form) then 'with_findings'
                 when (account_id, billed_id) in (select account_id, billed_id from collected_form)
                 then 'without_findings' else 'never_seen' end as class,
-           sum(cost)::decimal(38, 6) as cost, count(distinct billed_id) as resources
+           coalesce(sum(cost), 0)::decimal(38, 6) as cost, count(distinct billed_id) as resources,
+           sum(unknown)::bigint as unknown_charges
     from summed where account_id in (from own) or account_id is null or account_id not in (from known)
     group by all order by all"""
 
 def coverage(
-    con:duckdb.DuckDBPyConnection, # has `tenant_charges`, `findings` (of a run) and `collected_form`
+    con:duckdb.DuckDBPyConnection, # has `daily_tenant_charges`, `findings` (of a run) and `collected_form`
     windows:Windows,
     own:list[str],   # accounts of the run's workspace: each is looked at by one workspace only
     known:list[str]  # accounts of all workspaces of the tenant
-)->duckdb.DuckDBPyRelation: # account_id, service, currency, class, cost [effective, 30 days], resources
+)->duckdb.DuckDBPyRelation: # account_id, service, currency, class, cost [effective], resources, unknown_charges
     "What a run knows about each part of the bill; accounts in no workspace are in the answer of every run"
     return con.sql(COVERAGE_SQL, params=dict(own=own, known=known, month=windows.month, day=windows.day))
 
@@ -84,8 +85,8 @@ COMMITMENTS_SQL = """
            coalesce(sum(effective_cost) filter (commitment_discount_status = 'Used'), 0)::decimal(38, 6) as used,
            coalesce(sum(effective_cost) filter (commitment_discount_status = 'Unused'), 0)::decimal(38, 6) as unused,
            if(used + unused > 0, (100 * used / (used + unused))::decimal(9, 2), null) as utilization_percent
-    from tenant_charges where commitment_discount_id <> '' and charge_category = 'Usage'
-      and charge_period_start >= $month and charge_period_start < $day
+    from daily_tenant_charges where commitment_discount_id <> '' and charge_category = 'Usage'
+      and day >= $month and day < $day
     group by commitment_discount_id, billing_currency order by used + unused desc, 1, 3"""
 
 def commitments(con:duckdb.DuckDBPyConnection, windows:Windows)->duckdb.DuckDBPyRelation:

@@ -5,25 +5,30 @@
 # %% auto #0
 __all__ = ['log', 'LOOK_BACK', 'TenantBill', 'load_source', 'read_bill', 'prices_from', 'attach_bill', 'keep_bill']
 
-# %% ../../nbs/58_bill_run.ipynb #cca26772
+# %% ../../nbs/58_bill_run.ipynb #89a3783e
+import itertools
 import logging
-from dataclasses import dataclass, field
+import os
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import boto3
 import duckdb
+from botocore.exceptions import BotoCoreError, ClientError
 
-from ..attribution import Bill, prepare
+from ..attribution import Bill, attach_daily, prepare
 from ..aws import new_session
 from .coverage import commitments, coverage, evidence
 from .prices import bill_prices
 from .load import load_bill
-from .store import Charges, attach_charges, open_charges, reconciliation
+from .store import Charges, attach_charges, charges_dir, open_charges, reconciliation
 from ..billed_ids import attach_collected
 from ..catalog import connect
 from ..errors import ConfigError, FinopsError
-from ..files import atomic_file, sha256_file
+from ..files import atomic_file, sha256_file, sweep, temporary
 from ..prices import PriceBook
 from ..settings import Settings, Tenant, Workspace
 
@@ -38,6 +43,7 @@ class TenantBill:
     charges: Charges
     error: str | None = None
     periods: list[dict] = field(default_factory=list)   # reconciliation: one row per period, export, currency, category
+    held: object = None                                 # keeps the files of `charges` as they are while it lives
 
 def _session(tenant:Tenant)->boto3.Session:
     "Credentials for an s3:// bill; raises ConfigError when the profile does not exist"
@@ -52,23 +58,60 @@ def load_source(settings:Settings, tenant:Tenant, source:str, export:str='bill')
     return load_bill(source, settings.data_dir, tenant.tenant_id, export, tenant.payer_accounts,
                      settings.foreign_accounts(tenant.tenant_id), session)
 
+# %% ../../nbs/58_bill_run.ipynb #cdedb152
+_serial = itertools.count()
+
+class _Links:
+    "Second names for files, removed when this object goes"
+    def __init__(self, files:Iterable[Path], folder:Path):
+        self.paths:list[Path] = []
+        weakref.finalize(self, _unlink, self.paths)
+        for f in files:
+            link = temporary(folder/f'{next(_serial)}-{f.name}')
+            os.link(f, link)
+            self.paths.append(link)
+
+def _unlink(paths:list[Path])->None:
+    for p in paths: p.unlink(missing_ok=True)
+
+def _open(settings:Settings, tenant_id:str)->tuple[Charges, object]:
+    "What is loaded, under names that nobody replaces; raises FinopsError when it is not what its manifests say"
+    folder = charges_dir(settings.data_dir, tenant_id)/'in_use'
+    sweep(folder)
+    charges = open_charges(settings.data_dir, tenant_id)
+    try: held = _Links(charges.files, folder)
+    except OSError: return charges, None   # a file system without links: as good as it can be
+    charges = replace(charges, files=tuple(held.paths))
+    with connect() as con: attach_charges(con, charges)   # each is the load its manifest describes
+    return charges, held
+
+# %% ../../nbs/58_bill_run.ipynb #d2ee3407
+# botocore's errors come from profiles and endpoints, DuckDB's and the system's from disks, ValueError from both
+_BROKEN = FinopsError, OSError, ValueError, duckdb.Error, BotoCoreError, ClientError
+
 def read_bill(settings:Settings, tenant:Tenant, as_of:datetime)->TenantBill:
-    "Load the tenant's bill if the settings name one, and open what is loaded; one that can not be read is `error`"
-    error = None
+    "Load the tenant's bill if the settings name one, and open what is loaded; what can not be read is said in `error`"
+    errors = []
     try:
         if tenant.bill: load_source(settings, tenant, tenant.bill)
-    except FinopsError as e:
-        error = str(e)
-        log.warning('the bill was not loaded: %s', error)
-    charges = open_charges(settings.data_dir, tenant.tenant_id)
+    except _BROKEN as e: errors.append(str(e))
+    try: charges, held = _open(settings, tenant.tenant_id)
+    except _BROKEN as e:
+        errors.append(str(e))
+        charges, held = Charges(tenant.tenant_id), None
+    for text in errors: log.warning('the bill was not read: %s', text)
     first = f'{as_of - LOOK_BACK:%Y-%m}'
-    return TenantBill(charges, error, [p for p in reconciliation(charges.manifests) if p['billing_period'] >= first])
+    periods = [p for p in reconciliation(charges.manifests) if p['billing_period'] >= first]
+    return TenantBill(charges, ' '.join(errors) or None, periods, held)
 
 # %% ../../nbs/58_bill_run.ipynb #e510258d
 def prices_from(bill:TenantBill, as_of:datetime)->PriceBook:
     "Unit prices that the bill of the last two months shows; an empty book without a bill"
     with connect() as con:
         attach_charges(con, bill.charges, (as_of - timedelta(62)).date())
+        con.execute('alter view charges rename to all_charges')
+        until = f"timestamptz '{as_of:%F %T}+00'"
+        con.execute(f'create view charges as from all_charges where charge_period_start < {until}')
         return bill_prices(con)
 
 def attach_bill(
@@ -89,7 +132,8 @@ def attach_bill(
     db.execute('create or replace table account_elsewhere as select unnest($ids) as sub_account_id', {'ids': foreign})
     only = 'anti join account_elsewhere' if is_first else 'semi join account_here'
     db.execute(f'create view charges as from tenant_charges {only} using (sub_account_id)')
-    return prepare(db, as_of, tenant.attribution_tag)
+    if ready := prepare(db, as_of, tenant.attribution_tag): attach_daily(db, ready.windows, 'tenant_charges')
+    return ready
 
 # %% ../../nbs/58_bill_run.ipynb #dff7cb4a
 def _keep(rows:duckdb.DuckDBPyRelation, store:Path, name:str)->str:

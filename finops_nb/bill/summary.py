@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 
 from .coverage import CLASSES
+from ..errors import ContractError
 from ..files import exact_file
 
 # %% ../../nbs/52_bill_summary.ipynb #76082c81
@@ -27,17 +28,24 @@ def by(
 )->list[dict]: # key, currency, total and the five classes; largest total first
     "Cost of the last 30 days by service, by account or in total"
     keys = f'{key} as key, ' if key else ''
-    return _rows(con, f"""select {keys}currency, sum(cost)::decimal(38, 6) as total, {_PARTS} from covered
+    return _rows(con, f"""select {keys}currency, sum(cost)::decimal(38, 6) as total, {_PARTS},
+               sum(unknown_charges)::bigint as unknown_charges from covered
         group by all order by total desc, {'key, ' if key else ''}currency""")
 
 # %% ../../nbs/52_bill_summary.ipynb #b8a1bac9
 NOTES = ['Cost is effective cost of the last 30 days before the run: commitments spread over what they covered.',
+         'A charge of a month counts with its days in the window; charges of unknown effective cost are only counted.',
          'no_resource_id holds tax, credits, fees and whatever AWS bills without naming a resource.',
          'Amounts of a billing period are billed cost; source_total is what the export itself adds up to.']
 
 _BASIS = """select estimated_basis as basis, estimated_currency as currency, count(*) as findings,
         sum(estimated_monthly_savings) filter (where is_group_winner)::decimal(38, 6) as monthly_savings
     from flat where status = 'fail' group by all order by monthly_savings desc, 1, 2"""
+
+def _there(path:Path, run:Mapping)->Path:
+    "A file that a manifest names; raises ContractError when it is gone"
+    if path.exists(): return path
+    raise ContractError(f"{path.name} of run {run['run_id']!r} of tenant {run['tenant_id']!r} is gone. Do it again.")
 
 def bill_summary(
     con:duckdb.DuckDBPyConnection, # has `flat`, the findings of the export
@@ -47,11 +55,15 @@ def bill_summary(
     "What `summary.json` says about the bill"
     billed = sorted((m for m in runs if m.get('bill')), key=lambda m: (m['as_of'], m['run_id']))
     if not billed: return None
-    newest, files = billed[-1], [exact_file(store/m['bill']['coverage']) for m in billed]
+    newest = billed[-1]
+    same = [m for m in billed if m['bill']['window_end'] == newest['bill']['window_end']]
+    left_out = [{k: m[k] for k in ('workspace_id', 'run_id', 'as_of')} for m in runs if m not in same]
+    files = [exact_file(_there(store/m['bill']['coverage'], m)) for m in same]
     con.execute('create or replace temp table newest_run as select $r as run_id', {'r': newest['run_id']})
     con.read_parquet(files, hive_partitioning=False).create_view('stored_coverage', replace=True)
     con.execute("""create or replace temp view covered as from stored_coverage
         where class <> 'no_workspace' or run_id in (from newest_run)""")
     facts = {k: newest['bill'][k] for k in ('window_start', 'window_end', 'covered_days', 'cost_kind', 'commitments')}
-    return facts | dict(totals=by(con, None), by_service=by(con, 'service'), by_account=by(con, 'account_id'),
-                        periods=newest['charge_periods'], savings_by_basis=_rows(con, _BASIS), notes=NOTES)
+    parts = dict(totals=by(con, None), by_service=by(con, 'service'), by_account=by(con, 'account_id'))
+    return facts | parts | dict(left_out=left_out, periods=newest['charge_periods'],
+                                savings_by_basis=_rows(con, _BASIS), notes=NOTES)

@@ -21,14 +21,12 @@ class BillCostSpikeChecker(SqlChecker):
             select sub_account_id as account_id, coalesce(x_service_code, service_name) as resource_id, service_name,
                    billing_currency as currency, charge_period_start::date as day, effective_cost
             from charges where charge_category = 'Usage' and charge_class is null
-                and charge_period_end <= charge_period_start + to_days(1)
                 and charge_period_start >= $as_of::date - ($open_days + $judged_days + $baseline_days)
-                and charge_period_start < $as_of::date - $open_days),
+                and charge_period_end <= charge_period_start + to_days(1) and day < $as_of::date - $open_days),
         billed as (select * exclude (service_name, effective_cost), count(*) as n, sum(effective_cost) as total
                    from line group by all),
         service as (select account_id, resource_id, currency, max(service_name) as service_name from line group by all),
-        daily as (
-            select service.*, d.day, if(n is null, 0, total) as cost,  -- the bill has the day and no charge for it
+        daily as (select service.*, d.day, if(n is null, 0, total) as cost,  -- a day of the bill without a charge
                    d.day >= $as_of::date - ($open_days + $judged_days) as is_judged, if(is_judged, null, cost) as past
             from service cross join (select distinct day from line) d
             left join billed using (account_id, resource_id, currency, day)),
@@ -37,9 +35,12 @@ class BillCostSpikeChecker(SqlChecker):
                    median(past) over (partition by account_id, resource_id, currency, isodow(day)) as usual
             from daily window own as (partition by account_id, resource_id, currency))
         select account_id, 'global' as region, resource_id, currency, service_name, count(*) as spike_days,
-            sum(cost - usual)::decimal(18,2) as impact,
+            min(day) - 7 as week_before, max(day) + 1 as day_after, sum(cost - usual)::decimal(18,2) as impact,
             string_agg(concat(day, ': ', cost::decimal(18,2), ' instead of ', usual::decimal(18,2)), ', ' order by day)
                 as notes
         from normal where is_judged and days >= $min_baseline_days and cost > upper and cost > $ratio * usual
             and cost - usual >= $min_delta group by 1, 2, 3, 4, 5"""
     recommendation = 'Look at these days in Cost Explorer by usage type, and ask who knows why.'
+    remediation = ('aws ce get-cost-and-usage --time-period Start={week_before},End={day_after} --granularity DAILY '
+                   '--metrics AmortizedCost --group-by Type=DIMENSION,Key=SERVICE Type=DIMENSION,Key=USAGE_TYPE '
+                   "--filter 'Dimensions={Key=LINKED_ACCOUNT,Values={account_id}}'")

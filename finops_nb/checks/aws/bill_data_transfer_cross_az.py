@@ -22,14 +22,11 @@ class BillDataTransferCrossAZChecker(SqlChecker):
             select sub_account_id as account_id, region_id, billing_currency as currency, nullif(resource_id, '') as id,
                    sum(effective_cost) as total,
                    sum(effective_cost) filter (is_crossing) as cost, sum(consumed_quantity) filter (is_crossing) as gb
-            from (select *, regexp_matches(x_usage_type, '(^|-)DataTransfer-(Regional|xAZ-In|xAZ-Out)-Bytes$')
-                                as is_crossing
+            from (select *, x_usage_type ~ '(.*-)?DataTransfer-(Regional|xAZ-In|xAZ-Out)-Bytes' as is_crossing
                   from charges where charge_category = 'Usage' and charge_class is null
-                    and charge_period_start >= $as_of::date - 30 and charge_period_start < $as_of::date)
-            group by all),
+                    and charge_period_start >= $as_of::date - 30 and charge_period_start < $as_of::date) group by all),
         account as (select account_id, currency, sum(total) as account_cost_30d from resource group by all),
-        place as (
-            select account_id, currency, region_id as region, 'DataTransfer-Regional-Bytes' as resource_id,
+        place as (select account_id, currency, region_id as region, 'DataTransfer-Regional-Bytes' as resource_id,
                    sum(cost) as cost_30d, sum(gb)::decimal(18,1) as gb_30d,
                    'Largest: ' || array_to_string(list(id order by cost desc, id) filter (cost > 0)[1:5], ', ') as notes
             from resource where cost > 0 group by all)
@@ -42,5 +39,8 @@ class BillDataTransferCrossAZChecker(SqlChecker):
             or percent >= $min_percent and monthly >= $min_monthly_for_percent)"""
     savings, cost = 'null', 'cost_30d * 30.4375 / bill_days'
     recommendation = 'Keep the talkers named in the note in one zone each, or make their clients prefer their own zone.'
-    links = (('Data transfer charges',
-              'https://docs.aws.amazon.com/cur/latest/userguide/cur-data-transfers-charges.html'),)
+    remediation = ('aws ce get-cost-and-usage --time-period Start=<30 days ago>,End=<today> --granularity MONTHLY '
+                   '--metrics AmortizedCost --group-by Type=DIMENSION,Key=USAGE_TYPE Type=DIMENSION,Key=OPERATION '
+                   "--filter 'And=[{Dimensions={Key=LINKED_ACCOUNT,Values={account_id}}},"
+                   "{Dimensions={Key=REGION,Values={region}}}]'")
+    links = ('Data transfer', 'https://docs.aws.amazon.com/cur/latest/userguide/cur-data-transfers-charges.html'),

@@ -24,9 +24,8 @@ class BillIdleBilledHoursChecker(SqlChecker):
             ('transit gateway attachment', 'TransitGateway-Hours', 'TransitGateway-Bytes'),
             ('client VPN endpoint', 'ClientVPN-EndpointHours', 'ClientVPN-ConnectionHours'),
             ('Kinesis stream', 'Storage-ShardHour|OnDemand-StreamHour', 'PutRequest.*|OnDemand-Billed.*Bytes')),
-        line as not materialized (
-            select *, charge_period_start::date as day, day >= $as_of::date - 30 as is_recent from charges
-            where charge_category = 'Usage' and charge_class is null
+        line as not materialized (select *, charge_period_start::date as day, day >= $as_of::date - 30 as is_recent
+            from charges where charge_category = 'Usage' and charge_class is null
                 and charge_period_start >= $as_of::date - $window_days and charge_period_start < $as_of::date),
         types as (select x_usage_type, kind, not regexp_matches(x_usage_type, '(' || traffic || ')$') as is_hours
             from (select distinct x_usage_type from line) join kinds
@@ -43,4 +42,5 @@ class BillIdleBilledHoursChecker(SqlChecker):
         where billed_days >= $min_billed_days and until > last_day - $recent_days and traffic <= $max_traffic"""
     savings = cost = 'cost_30d * 30.4375 / bill_days'
     recommendation = 'Ask the owner what {resource_id} waits for; if nothing, delete it and the routes to it.'
+    remediation = 'aws resourcegroupstaggingapi get-resources --resource-arn-list {resource_id} --region {region}'
     links = (('Billing codes', 'https://docs.aws.amazon.com/vpc/latest/userguide/vpc-billing-usage-reports.html'),)

@@ -39,3 +39,7 @@ class BillOrphanCostChecker(SqlChecker):
         group by all having amount >= $min_cost"""
     savings, cost = 'null', 'null'
     recommendation = 'Collect the region or account, or ask for a collector; then judge what shows up.'
+    remediation = ('aws ce get-cost-and-usage --time-period Start=<30 days ago>,End=<today> --granularity MONTHLY '
+                   '--metrics AmortizedCost --group-by Type=DIMENSION,Key=SERVICE Type=DIMENSION,Key=USAGE_TYPE '
+                   "--filter 'And=[{Dimensions={Key=LINKED_ACCOUNT,Values={account_id}}},"
+                   "{Dimensions={Key=REGION,Values={region}}}]'")

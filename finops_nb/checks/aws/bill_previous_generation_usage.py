@@ -35,11 +35,9 @@ class BillPreviousGenerationUsageChecker(SqlChecker):
                 and commitment_discount_id is null and x_usage_type ~ '.*(Box|Instance|AZ|Node)Usage.*' group by all),
         found as (
             select * exclude (id, until, cost), if(cost >= $min_cost and id <> '', id, instance_type) as resource_id,
-                max(until) as until, sum(cost) as cost_30d
-            from used where instance_type ~ '((db|cache)[.])?(a1|c[134]|g3|i2|m[1-4]|p2|r[34]|t[12])[.].*'
-            group by all),
-        fit as (
-            select f.region, s.instance_type, f.operating_system, min((n.list_unit_price, t.instance_type)) as best
+                max(until) as until, sum(cost) as cost_30d from used
+            where instance_type ~ '((db|cache)[.])?(a1|c[134]|g3|i2|m[1-4]|p2|r[34]|t[12])[.].*' group by all),
+        fit as (select f.region, s.instance_type, f.operating_system, min((n.list_unit_price, t.instance_type)) as best
             from found f join instance_types s using (instance_type) join instance_types t on {LARGER_AND_NEWER}
             left join ec2_prices n on n.region = f.region and n.instance_type = t.instance_type
                 and n.operating_system = f.operating_system where n.list_unit_price > 0 group by all)
@@ -49,3 +47,5 @@ class BillPreviousGenerationUsageChecker(SqlChecker):
         where until > last_day - $recent_days and cost_30d >= $min_cost and (new_hourly < old_hourly) is not false"""
     cost, savings = 'cost_30d * 30.4375 / bill_days', 'cost_30d * 30.4375 / bill_days * (1 - new_hourly / old_hourly)'
     recommendation = 'Test the image on {target_type}, then stop, change the type and start.'
+    remediation = ('aws ec2 modify-instance-attribute --instance-id {resource_id} --instance-type {target_type} '
+                   '--region {region}  # of a stopped EC2 instance')

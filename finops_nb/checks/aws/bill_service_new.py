@@ -37,3 +37,8 @@ class BillServiceNewChecker(SqlChecker):
             and (first_day > month_ago and first_bill <= month_ago - $history_days or last_day <= month_ago)"""
     savings = 'null'
     recommendation = 'New: ask what it is for and give it an owner. Gone: check that it was meant to end.'
+    remediation = ('aws ce get-cost-and-usage --time-period Start={first_day},End=<day after {last_day}> '
+                   '--granularity MONTHLY --metrics AmortizedCost --group-by Type=DIMENSION,Key=SERVICE '
+                   "Type=DIMENSION,Key=REGION --filter 'Dimensions={Key=LINKED_ACCOUNT,Values={account_id}}'\n"
+                   'aws cloudtrail lookup-events --lookup-attributes AttributeKey=EventSource,'
+                   'AttributeValue=<its name>.amazonaws.com --region <region>  # who began or ended it, 90 days back')

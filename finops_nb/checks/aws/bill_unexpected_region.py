@@ -27,11 +27,9 @@ class BillUnexpectedRegionChecker(SqlChecker):
             select distinct account_id, region from coverage where $allowed_regions = '' and status <> 'not_opted_in'
             union all select distinct account_id, trim(unnest(string_split($allowed_regions, ','))) from line
             where $allowed_regions <> ''),
-        place as (
-            select account_id, region, currency, if(bool_or(cost is null), null, sum(cost)) as cost_30d,
+        place as (select account_id, region, currency, if(bool_or(cost is null), null, sum(cost)) as cost_30d,
                 if($allowed_regions = '' or bool_or(cost is null), null, coalesce(sum(cost) filter (is_untagged), 0))
-                    as untagged_cost_30d,
-                list(distinct id) filter (is_untagged and id <> '') as ids,
+                    as untagged_cost_30d, list(distinct id) filter (is_untagged and id <> '') as ids,
                 'Services: ' || string_agg(distinct name, ', ' order by name) as notes
             from line anti join allowed using (account_id, region)
             where region not in ('', 'global') and account_id in (select account_id from allowed) group by all)
@@ -42,3 +40,7 @@ class BillUnexpectedRegionChecker(SqlChecker):
         where (cost_30d >= $min_cost) is not false"""
     savings, cost = 'untagged_cost_30d * 30.4375 / bill_days', 'cost_30d * 30.4375 / bill_days'
     recommendation = 'Ask who needs {region}; delete what nobody claims, then deny the region with a policy.'
+    remediation = ("aws resource-explorer-2 search --query-string 'region:{region} tag:none'  # in {account_id}\n"
+                   'aws ce get-cost-and-usage --time-period Start=<30 days ago>,End=<today> --granularity MONTHLY '
+                   '--metrics AmortizedCost --group-by Type=DIMENSION,Key=LINKED_ACCOUNT Type=DIMENSION,Key=SERVICE '
+                   "--filter 'Dimensions={Key=REGION,Values={region}}'")
