@@ -29,7 +29,7 @@ _KNOWN = """
            list_contains($whole, check_id) as is_whole,
            coalesce(method is not null and currencies = 1 and not is_unknown, false) as is_known,
            coalesce(is_known and method = 'exact_resource_id' and status = 'fail'
-                    and (e.basis = 'list' or is_whole), false) as may_replace,
+                    and (e.basis = 'list' or is_whole and e.basis = 'none'), false) as may_replace,
            case when is_whole then 1::double
                 when e.monthly_cost > 0 and e.monthly_savings is not null
                 then least(1, greatest(0, e.monthly_savings / e.monthly_cost)) end as ratio,

@@ -79,9 +79,11 @@ _PERIODS = """
         select p.*, (e.days - s.days)::bigint as days
         from period p join calendar s on s.day = p.since join calendar e on e.day = p.until)"""
 
-# %% ../nbs/44_realized.ipynb #c678ba6d
-_PARTS = {'is_open': f"{IS_STANDING} and commitment_discount_status is distinct from 'Used'",
-          'is_covered': f"{IS_STANDING} and commitment_discount_status = 'Used'", 'is_any': 'true'}
+# %% ../nbs/44_realized.ipynb #4a976d9a
+# without a usage type nobody knows what stands: all of it is compared, as `attribution` does for a deletion
+_STANDS = f"({IS_STANDING} or x_usage_type is null and charge_category = 'Usage' and charge_class is null)"
+_PARTS = {'is_open': f"{_STANDS} and commitment_discount_status is distinct from 'Used'",
+          'is_covered': f"{_STANDS} and commitment_discount_status = 'Used'", 'is_any': 'true'}
 
 def _share(cost:str)->str:
     "SQL for the part of a cost that falls into the period"

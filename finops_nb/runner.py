@@ -166,9 +166,9 @@ def reads_bill(checker:Checker)->bool:
     return CHARGES.name in getattr(checker, 'reads', set)()
 
 def whole_cost(checkers:Iterable[Checker])->list[str]:
-    "Ids of the checks that save the whole cost of a resource: their two formulas are one"
-    def formulas(c): return [getattr(c, name, 'null') for name in ('savings', 'cost')]
-    return [c.checker_id for c in checkers if formulas(c)[0] == formulas(c)[1] != 'null']
+    "Ids of the checks that save the whole cost of a resource at list price: their two formulas are one"
+    def said(c): return [getattr(c, name, 'null') for name in ('savings', 'cost', 'basis')]
+    return [c.checker_id for c in checkers if said(c)[0] == said(c)[1] != 'null' and said(c)[2] == 'list']
 
 def check(plan:Plan, db:duckdb.DuckDBPyConnection, bill:Bill|None=None)->Checked:
     "Run every check of the plan into a writer, costs filled in from the bill; nothing is visible until `finish`"
