@@ -44,7 +44,7 @@ _WORDS = ', '.join(('sub_account_id', 'billing_account_id', 'resource_id', 'bill
                     'x_service_code', 'x_usage_type', 'charge_category', 'charge_class', 'commitment_discount_status',
                     'commitment_discount_id', 'commitment_discount_type', 'billing_period_start', 'tags'))
 _FOUR = 'billed_cost', 'effective_cost', 'contracted_cost', 'list_cost'
-_IS_LONG = 'coalesce(charge_period_end > charge_period_start + to_days(1), false)'
+_IS_LONG = 'coalesce(epoch_us(charge_period_end) - epoch_us(charge_period_start) > 86400000000, false)'   # a day in us
 
 def attach_daily(
     con:duckdb.DuckDBPyConnection,
