@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .bill.run import load_source
-from .bill.store import open_charges, reconciliation, remove_bill
+from .bill.store import open_charges, reconciliation, remove_bill, warnings_of
 from .checks.base import SqlChecker, installed_checks, load_checker
 from .collect.snapshot import iam_policy
 from .contracts import ConfigError, ContractError
@@ -176,6 +176,7 @@ def load_bill(path:str, tenant:str, name:str, source:str|None)->None:
     for m in load_source(s, t, source, name):
         what = 'unchanged' if m.get('unchanged') else 'loaded'
         click.echo(f"{m['billing_period']}  {m['export']}  {what}  {m['rows']:,} charges from {m['dialect']}")
+        for w in warnings_of([m]): click.echo(f"  {w['text']}")
 
 @command(bill, name='list')
 @click.option('--tenant', required=True, help='Tenant of the settings.')

@@ -157,6 +157,7 @@ class Bill:
     savings: list[dict] | None    # basis, currency, findings, monthly_savings
     commitments: list[dict] | None
     notes: list[str]
+    warnings: list[dict]          # billing_period, text
 
     @property
     def days(self)->int|None:
@@ -188,4 +189,5 @@ def read_bill(summary:Mapping[str, Any])->Bill|None:
             {k: str(r.get(k) or '') for k in ('basis', 'currency')}
             | {k: decimal(r.get(k)) for k in ('findings', 'monthly_savings')} for r in savings],
         None if commitments is None else [commitment(r) for r in commitments],
-        [str(n) for n in notes if n] if isinstance(notes, list) else [])
+        [str(n) for n in notes if n] if isinstance(notes, list) else [],
+        [{k: str(r.get(k) or '') for k in ('billing_period', 'text')} for r in listed(bill, 'warnings') or []])

@@ -26,9 +26,10 @@ def cell(value)->str:
     if isinstance(value, int): return f'{value:,}'
     return ', '.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
-def _html(tag:str, value)->str:
-    is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
-    return f'<{tag} style="text-align:{"right" if is_number else "left"}">{escape(cell(value))}</{tag}>'
+def _is_number(value)->bool: return isinstance(value, int | Decimal) and not isinstance(value, bool)
+
+def _html(tag:str, value, is_right:bool)->str:
+    return f'<{tag} style="text-align:{"right" if is_right else "left"}">{escape(cell(value))}</{tag}>'
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -37,7 +38,8 @@ class Shown:
     rows: Sequence[Sequence]
 
     def _repr_html_(self)->str:
-        def row(tag, values): return f"<tr>{''.join(_html(tag, v) for v in values)}</tr>"
+        right = [any(_is_number(r[n]) for r in self.rows) for n in range(len(self.columns))]
+        def row(tag, values): return f"<tr>{''.join(_html(tag, v, r) for v, r in zip(values, right, strict=True))}</tr>"
         head = row('th', [c.replace('_', ' ') for c in self.columns])
         body = ''.join(row('td', r) for r in self.rows)
         return f'<table><thead>{head}</thead><tbody>{body}</tbody></table>'

@@ -239,6 +239,7 @@ def finish(plan:Plan, inputs:Inputs, checked:Checked, seconds:Mapping[str, float
         gaps=_gaps(checked.outcomes, snapshot.coverage.to_pylist()), coverage=snapshot.manifest['coverage'],
         skipped=checked.skipped, prices=dict(content_hash=book.content_hash, prices=len(book.table)),
         charge_periods=inputs.charges.periods, bill=_kept(plan, inputs, stats.files), bill_error=inputs.charges.error,
+        bill_warnings=inputs.charges.warnings,
         seconds=dict(seconds or {}))
     publish_manifest(plan.runs_dir, manifest)
     log.info('run %s: %d findings, %d rejects, %d gaps', plan.run_id, stats.written, stats.rejected,

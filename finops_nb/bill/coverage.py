@@ -59,8 +59,9 @@ COVERAGE_SQL = """
     summed as (select account_id, service, currency, billed_id, sum(effective_cost) as cost,
                       count(*) - count(effective_cost) as unknown from charge group by all)
     select account_id, service, currency,
-           case when account_id not in (from known) or account_id is null then 'no_workspace'
-                when billed_id is null then 'no_resource_id'
+           coalesce(account_id in (from own), false) as is_own,
+           case when billed_id is null then 'no_resource_id'
+                when account_id not in (from known) or account_id is null then 'no_workspace'
                 when (account_id, billed_id) in (from form) then 'with_findings'
                 when (account_id, billed_id) in (select account_id, billed_id from collected_form)
                 then 'without_findings' else 'never_seen' end as class,
@@ -74,7 +75,7 @@ def coverage(
     windows:Windows,
     own:list[str],   # accounts of the run's workspace: each is looked at by one workspace only
     known:list[str]  # accounts of all workspaces of the tenant
-)->duckdb.DuckDBPyRelation: # account_id, service, currency, class, cost [effective], resources, unknown_charges
+)->duckdb.DuckDBPyRelation: # account_id, is_own, service, currency, class, cost, resources, unknown_charges
     "What a run knows about each part of the bill; accounts in no workspace are in the answer of every run"
     return con.sql(COVERAGE_SQL, params=dict(own=own, known=known, month=windows.month, day=windows.day))
 

@@ -39,6 +39,7 @@ from .store import charges_path
 from .store import make_load_id
 from .store import open_charges
 from .store import publish_charges
+from .store import warnings_of
 from ..catalog import connect
 from ..errors import ConfigError, ContractError
 from ..files import exact_literal, sha256_file
@@ -97,7 +98,8 @@ def facts_of(con:duckdb.DuckDBPyConnection, path:Path, period:str)->dict:
     row, = con.sql(f"""select count(*) as rows, min(charge_period_start) as first_charge,
             max(charge_period_start) as last_charge, max(charge_period_end) as charged_until,
             count(distinct epoch_us(charge_period_start)//86400000000) filter (charge_category = 'Usage') as usage_days,
-            coalesce(list(distinct sub_account_id), []) as accounts,
+            coalesce(list(distinct sub_account_id), []) as accounts, count(nullif(resource_id, '')) as of_resources,
+            count(*) - count(effective_cost) as unknown_effective,
             [min(billing_period_start), max(billing_period_start)] as periods
         from read_parquet({exact_literal(path)}, hive_partitioning = false)""").to_arrow_table().to_pylist()
     if odd := [p for p in row.pop('periods') if p and f'{p:%Y-%m}' != period]:
@@ -272,10 +274,8 @@ def load_bill(
 
 def _tell(m:Mapping, is_new:bool)->None:
     "Log what an operator should know about a load"
-    export, period = m['export'], m['billing_period']
-    if is_new: log.info('bill %s %s: %d charges of %s', export, period, m['rows'], m['dialect'])
-    if (again := m['duplicates'])['rows']:
-        log.warning('bill %s %s: %d lines are there again, for %s', export, period, again['rows'], again['amount'])
+    if is_new: log.info('bill %s %s: %d charges of %s', m['export'], m['billing_period'], m['rows'], m['dialect'])
+    for w in warnings_of([m]): log.warning('bill %s %s: %s', w['export'], w['billing_period'], w['text'])
     for row in m['mismatches']:
-        log.warning('bill %s %s: %s %s of payer %s differs from its source by %s', export, period,
+        log.warning('bill %s %s: %s %s of payer %s differs from its source by %s', m['export'], m['billing_period'],
                     row['currency'], row['charge_category'], row['billing_account_id'], row['difference'])

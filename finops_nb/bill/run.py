@@ -24,7 +24,7 @@ from ..aws import new_session
 from .coverage import commitments, coverage, evidence
 from .prices import bill_prices
 from .load import load_bill
-from .store import Charges, attach_charges, charges_dir, open_charges, reconciliation
+from .store import Charges, attach_charges, charges_dir, open_charges, reconciliation, warnings_of
 from ..billed_ids import attach_collected
 from ..catalog import connect
 from ..errors import ConfigError, FinopsError
@@ -43,6 +43,7 @@ class TenantBill:
     charges: Charges
     error: str | None = None
     periods: list[dict] = field(default_factory=list)   # reconciliation: one row per period, export, currency, category
+    warnings: list[dict] = field(default_factory=list)  # billing_period, export, text
     held: object = None                                 # keeps the files of `charges` as they are while it lives
 
 def _session(tenant:Tenant)->boto3.Session:
@@ -52,9 +53,9 @@ def _session(tenant:Tenant)->boto3.Session:
     raise ConfigError(f"Tenant {tenant.tenant_id!r} names bill_profile {tenant.bill_profile!r}, which is not in "
                       "the AWS config file. Add it there or correct settings.ini.")
 
-def load_source(settings:Settings, tenant:Tenant, source:str, export:str='bill')->list[dict]:
+def load_source(settings:Settings, tenant:Tenant, source:str|Path, export:str='bill')->list[dict]:
     "Load an export under the tenant's rules: his payers only, no account of anybody else; returns the manifests"
-    session = _session(tenant) if source.startswith('s3://') else None
+    session = _session(tenant) if str(source).startswith('s3://') else None
     return load_bill(source, settings.data_dir, tenant.tenant_id, export, tenant.payer_accounts,
                      settings.foreign_accounts(tenant.tenant_id), session)
 
@@ -101,8 +102,8 @@ def read_bill(settings:Settings, tenant:Tenant, as_of:datetime)->TenantBill:
         charges, held = Charges(tenant.tenant_id), None
     for text in errors: log.warning('the bill was not read: %s', text)
     first = f'{as_of - LOOK_BACK:%Y-%m}'
-    periods = [p for p in reconciliation(charges.manifests) if p['billing_period'] >= first]
-    return TenantBill(charges, ' '.join(errors) or None, periods, held)
+    recent = [m for m in charges.manifests if m['billing_period'] >= first]
+    return TenantBill(charges, ' '.join(errors) or None, reconciliation(recent), warnings_of(recent), held)
 
 # %% ../../nbs/58_bill_run.ipynb #e510258d
 def prices_from(bill:TenantBill, as_of:datetime)->PriceBook:

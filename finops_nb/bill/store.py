@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'COLUMNS', 'KEYS', 'charges_dir', 'charges_path', 'manifest_path', 'make_load_id', 'Charges', 'open_charges',
-           'attach_charges', 'changing', 'publish_charges', 'remove_bill', 'reconciliation']
+           'attach_charges', 'changing', 'publish_charges', 'remove_bill', 'reconciliation', 'warnings_of']
 
 # %% ../../nbs/25_bill_store.ipynb #7ed7666e
 import datetime as dt
@@ -181,3 +181,20 @@ def reconciliation(manifests:Iterable[Mapping])->list[dict]: # sorted by its fir
                  charges_total=Decimal(s['billed_cost']), difference=Decimal(s['difference']))
             for m in manifests for s in m['sums']]
     return sorted(rows, key=lambda r: [r[k] or '' for k in ('billing_period', 'export', 'currency', 'charge_category')])
+
+# %% ../../nbs/25_bill_store.ipynb #2de428c4
+def warnings_of(manifests:Iterable[Mapping])->list[dict]: # billing_period, export, text; none when all is well
+    "What an operator should know about the periods that are loaded"
+    found = []
+    for m in manifests:
+        texts = []
+        if (again := m.get('duplicates') or {}).get('rows'):
+            texts.append(f"{again['rows']} lines are there more than once, for {again['amount']}. Is one delivery in "
+                         'the source twice?')
+        if n := m.get('unknown_effective'):
+            texts.append(f'{n} charges have no effective cost: what they cover is unknown. Export the columns '
+                         'reservation_effective_cost and savings_plan_savings_plan_effective_cost too.')
+        if m.get('of_resources') == 0:
+            texts.append('No charge names a resource, so no finding gets its cost. Export the bill with resource ids.')
+        found += [dict(billing_period=m['billing_period'], export=m['export'], text=t) for t in texts]
+    return found

@@ -62,8 +62,8 @@ def bill_summary(
     con.execute('create or replace temp table newest_run as select $r as run_id', {'r': newest['run_id']})
     con.read_parquet(files, hive_partitioning=False).create_view('stored_coverage', replace=True)
     con.execute("""create or replace temp view covered as from stored_coverage
-        where class <> 'no_workspace' or run_id in (from newest_run)""")
+        where is_own or run_id in (from newest_run)""")
     facts = {k: newest['bill'][k] for k in ('window_start', 'window_end', 'covered_days', 'cost_kind', 'commitments')}
     parts = dict(totals=by(con, None), by_service=by(con, 'service'), by_account=by(con, 'account_id'))
-    return facts | parts | dict(left_out=left_out, periods=newest['charge_periods'],
-                                savings_by_basis=_rows(con, _BASIS), notes=NOTES)
+    parts |= dict(left_out=left_out, warnings=newest.get('bill_warnings', []), periods=newest['charge_periods'])
+    return facts | parts | dict(savings_by_basis=_rows(con, _BASIS), notes=NOTES)

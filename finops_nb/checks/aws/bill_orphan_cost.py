@@ -12,7 +12,7 @@ from ..base import SqlChecker
 class BillOrphanCostChecker(SqlChecker):
     "Cost of resources that no inventory names"
     checker_id, service, resource_type = 'aws.bill.orphan_cost', 'AWSBilling', 'service'
-    title = '{resource_id} in {region}: {resources} billed resources the inventory does not know, {amount} {currency}'
+    title = '{resource_id} in {region}: billed and not in the inventory: {resources}, for {amount} {currency}'
     category, sub_category, basis, issue = 'governance', 'coverage', 'billed', ('currency',)
     confidence, severity = 90, 'high'
     params = dict(recent_days=3, min_cost=1)  # last days of the bill that must name it; billing currency in 30 days
