@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'LOOKED_AT', 'HUNDRED', 'CENT', 'decimal', 'listed', 'day', 'Split', 'percent', 'split', 'splits', 'longest',
-           'compared', 'periods', 'commitment', 'Bill', 'read_bill']
+           'compared', 'periods', 'commitment', 'Bill', 'read_bill', 'bill_errors']
 
 # %% ../nbs/67_gold_bill.ipynb #5ae9da6b
 from collections.abc import Iterable
@@ -191,3 +191,8 @@ def read_bill(summary:Mapping[str, Any])->Bill|None:
         None if commitments is None else [commitment(r) for r in commitments],
         [str(n) for n in notes if n] if isinstance(notes, list) else [],
         [{k: str(r.get(k) or '') for k in ('billing_period', 'text')} for r in listed(bill, 'warnings') or []])
+
+def bill_errors(summary:Mapping[str, Any])->list[dict]:
+    "Runs that could not read the newest bill: workspace_id, text"
+    return [dict(workspace_id=str(r.get('workspace_id') or ''), text=str(r['bill_error']))
+            for r in listed(summary, 'runs') or [] if r.get('bill_error')]

@@ -19,6 +19,7 @@ from flask import request
 from .gold_bill import Bill
 from .gold_bill import PARTS
 from .gold_bill import Split
+from .gold_bill import bill_errors
 from .gold_bill import listed
 from .gold_bill import longest
 from .gold_bill import read_bill
@@ -53,7 +54,8 @@ def page()->str:
     "What was looked at of the last 30 days' cost; without a bill, how to load one"
     read_args(request.args, {})
     return render_template('bill.html', freshness=freshness(), bill=read_bill(g.export.summary), parts=PARTS,
-                           orphans=orphans(g.export.summary), longest=longest, shown_parts=shown_parts,
+                           errors=bill_errors(g.export.summary), orphans=orphans(g.export.summary), longest=longest,
+                           shown_parts=shown_parts,
                            shown_periods=shown_periods)
 
 # %% ../nbs/70_web_bill.ipynb #fad546e3

@@ -185,7 +185,8 @@ def test_a_sum_that_differs_from_its_source_is_told_with_its_amount(tmp_path, mo
     real = loading.totals_sql
     monkeypatch.setattr(loading, 'totals_sql', lambda opened: f"""select * replace (case when charge_category = 'Tax'
         then source_total + 0.25 else source_total + 0.005 end as source_total) from ({real(opened)})""")
-    source = focus(tmp_path/'a.csv', charge('2026-01-05', 1, resource_id='vol-1'), charge('2026-01-05', 2, charge_category='Tax'))
+    lines = charge('2026-01-05', 1, resource_id='vol-1'), charge('2026-01-05', 2, charge_category='Tax')
+    source = focus(tmp_path/'a.csv', *lines)
     with caplog.at_level(logging.WARNING, logger='finops_nb'): [m] = load_bill(source, tmp_path, 'acme')
     assert [r.getMessage() for r in caplog.records] == [
         f'bill bill 2026-01: USD Tax of payer {PAYER} differs from its source by -0.25']

@@ -150,9 +150,11 @@ def test_the_bill_agrees_with_its_source_and_every_cent_has_its_place(world, ten
             assert sum(Decimal(r[k]) for k in parts) == Decimal(r['total'])
         assert sum(Decimal(r['total']) for r in rows) == Decimal(bill['totals'][0]['total'])
     charges = world / 'data' / 'charges' / f'tenant_id={tenant}' / '*' / '*.parquet'
-    (billed,) = duckdb.sql(
-        """select sum(effective_cost) from read_parquet($f, hive_partitioning = false)
-        where charge_period_start >= $s::timestamptz and charge_period_start < $e::timestamptz""",
+    (billed,) = duckdb.sql(  # of a month of tax or support, the part that lies in the window
+        """select sum(effective_cost * (epoch(least(charge_period_end, $e)) - epoch(greatest(charge_period_start, $s)))
+                      / (epoch(charge_period_end) - epoch(charge_period_start)))::decimal(18, 6)
+        from read_parquet($f, hive_partitioning = false)
+        where charge_period_end > $s::timestamptz and charge_period_start < $e::timestamptz""",
         params=dict(f=str(charges), s=bill['window_start'] + 'T00:00Z', e=bill['window_end'] + 'T00:00Z'),
     ).fetchall()[0]
     assert abs(billed - Decimal(bill['totals'][0]['total'])) < Decimal('0.01')

@@ -259,3 +259,21 @@ def test_the_basis_is_a_filter_of_page_json_and_csv(web):
         assert all(bool(r['actual_cost_30d']) is on_bill for r in found)
         assert {r['actual_attribution_method'] for r in found} <= (
             {'exact_resource_id', 'tag'} if on_bill else {'none'})
+
+
+def test_a_bill_that_could_not_be_read_is_said_with_and_without_an_older_one(webapp, web, monkeypatch):
+    current = Store.current
+    export, failed = current(Store(webapp, TABLES), 'acme')
+    broken = [dict(workspace_id='prod', bill_error=f'a.csv is cut off. {ATTACK}')]
+    for known in (bill(), None):
+        summary = export.summary | dict(bill=known, runs=broken)
+        monkeypatch.setattr(Store, 'current', lambda self, tenant, s=summary: (replace(export, summary=s), failed))
+        page = web.get(PAGE)
+        assert page.status_code == 200 and 'a.csv is cut off.' in seen(page.text)
+        assert '<script>alert(1)' not in page.text
+
+
+def test_warnings_of_the_bill_are_on_its_page(show):
+    told = [dict(billing_period='2026-10', export='bill', text='3 lines are there more than once, for 0.30.'), 'x', {}]
+    text = seen(show(bill(warnings=told)).get(PAGE).text)
+    assert 'Oct 2026: 3 lines are there more than once' in text
