@@ -32,7 +32,7 @@ def test_ci_runs_the_readme_command(tmp_path):
     shutil.copytree(ROOT / '.ci', tmp_path / '.ci')
     shutil.copy(ROOT / 'README.md', tmp_path)
     for name in ('bin/git', 'bin/chromium', 'bin/chromedriver', 'bin/apt-get', 'bin/python3',
-                 '.venv/bin/pip', '.venv/bin/ruff', '.venv/bin/mypy', '.venv/bin/pytest'):
+                 'bin/python3.12', '.focus/bin/pip', '.venv/bin/pip', '.venv/bin/ruff', '.venv/bin/mypy', '.venv/bin/pytest'):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text('#!/bin/bash\necho "$(basename $0)" "$@"\n')
@@ -40,8 +40,9 @@ def test_ci_runs_the_readme_command(tmp_path):
     path = {'PATH': f'{tmp_path}/bin:/usr/bin:/bin'}
     run = subprocess.run([tmp_path / '.ci' / 'run'], env=path, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
-    said = [line for line in run.stdout.splitlines() if not line.startswith('python3 -c')]
+    said = [line for line in run.stdout.splitlines() if not re.match(r'python3(\.12)? -c|import sys', line)]
     assert said == ['python3 -m venv .venv', 'pip install -q -c constraints.txt -e .[dev]',
+                    'python3.12 -m venv .focus', 'pip install -q focus-validator==2.2.1 pyarrow<22',
                     'ruff check', 'mypy', 'pytest -q']
 
 
