@@ -154,7 +154,8 @@ def keep_bill(
     rows = db.sql('select $t as tenant_id, $r as run_id, * from covered', params={'t': tenant_id, 'r': run_id})
     evidence_file = _keep(evidence(db, windows), store, f'cost_attribution/{file}')
     coverage_file = _keep(rows, store, f'bill_coverage/{file}')
-    days = db.execute('select count(*) from bill_day where day >= $month', {'month': windows.month}).fetchall()[0][0]
+    month = {'month': windows.month}
+    days = db.execute('select count(distinct day) from bill_day where day >= $month', month).fetchall()[0][0]
     return dict(window_start=str(windows.month), window_end=str(windows.day), covered_days=days,
                 cost_kind='effective_cost', evidence=evidence_file, evidence_sha256=sha256_file(store/evidence_file),
                 coverage=coverage_file, coverage_sha256=sha256_file(store/coverage_file),
