@@ -61,8 +61,10 @@ def attach_daily(
         select {_WORDS}, {', '.join(f'({c} / len(days))::decimal(38, 12) as {c}' for c in _FOUR)}, is_over,
                unnest(days)::date as day from long""",
         {k: windows.params[k] for k in ('start', 'day')})
+    start, end = (f"timestamptz '{d} 00:00:00+00'" for d in (windows.params['start'], windows.day))
     con.execute(f"""create or replace view daily_{name} as
-        select {_WORDS}, {', '.join(_FOUR)}, charge_period_start::date as day from {name} where not {_IS_LONG}
+        select {_WORDS}, {', '.join(_FOUR)}, charge_period_start::date as day from {name}
+        where not {_IS_LONG} and charge_period_start >= {start} and charge_period_start < {end}
         union all by name select * exclude (is_over) from long_{name}""")
 
 # %% ../nbs/42_attribution.ipynb #36a717a3
