@@ -31,8 +31,8 @@ def test_ci_runs_the_readme_command(tmp_path):
     "`.ci/run` in a copy where every program only says how it was called"
     shutil.copytree(ROOT / '.ci', tmp_path / '.ci')
     shutil.copy(ROOT / 'README.md', tmp_path)
-    for name in ('bin/git', 'bin/chromium', 'bin/chromedriver', 'bin/apt-get', 'bin/python3',
-                 'bin/python3.12', '.focus/bin/pip', '.venv/bin/pip', '.venv/bin/ruff', '.venv/bin/mypy', '.venv/bin/pytest'):
+    for name in ('bin/git', 'bin/chromium', 'bin/chromedriver', 'bin/apt-get', 'bin/python3', 'bin/python3.12',
+                 '.focus/bin/pip', '.venv/bin/pip', '.venv/bin/ruff', '.venv/bin/mypy', '.venv/bin/pytest'):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text('#!/bin/bash\necho "$(basename $0)" "$@"\n')
