@@ -242,13 +242,17 @@ def serve_command(path:str, host:str, port:int)->None:
 
 # %% ../nbs/80_cli.ipynb #268139ce
 def _worth(folder:Path)->str:
-    "A tenant's totals in one line"
-    try: totals = json.loads((folder/'summary.json').read_bytes())['totals']
+    "A tenant's totals in one line: what could be saved, and the bill it is to be seen against"
+    try: summary = json.loads((folder/'summary.json').read_bytes())
     except FileNotFoundError: return 'nothing was exported'
-    def line(r):
+    def saved(r):
         saving = Decimal(r['monthly_savings'] or 0)
         return f"{saving:,.2f} {r['currency']} a month in {r['findings']} findings, {r['unestimated']} without a price"
-    return ', '.join(map(line, totals)) or 'no findings'
+    def billed(r):
+        seen = Decimal(r['with_findings']) + Decimal(r['without_findings'])
+        return f"30 days cost {Decimal(r['total']):,.2f} {r['currency']}, {seen:,.2f} of it looked at"
+    bill = summary.get('bill') or {}
+    return '; '.join([*map(saved, summary['totals']), *map(billed, bill.get('totals', []))]) or 'no findings'
 
 @command(main)
 @click.option('--serve/--no-serve', 'then_serve', default=None,

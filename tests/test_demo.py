@@ -356,3 +356,17 @@ def test_settings_at_the_root_are_the_demos():
         and [(t, w) for t in s.tenants.values() for w in t.workspaces]
         and {(t.tenant_id, w) for t in s.tenants.values() for w in t.workspaces} == set(EXPECTED)
     )
+
+
+def test_the_bill_is_loaded_listed_and_removed_by_command(copy):
+    again = finops_nb(copy, *'bill load --tenant acme'.split(), code=0).stdout.splitlines()
+    assert len(again) == 4 and all('unchanged' in line and 'cur-2.0' in line for line in again)
+    listed = finops_nb(copy, *'bill list --tenant acme'.split(), code=0).stdout.splitlines()
+    assert len(listed) >= 12 and all(line.endswith('difference 0.00') for line in listed)
+    second = finops_nb(copy, *'bill load --tenant acme --export other data/bills/acme'.split(), code=2)
+    assert 'it would count twice' in second.stderr
+    foreign = finops_nb(copy, *'bill load --tenant acme --export other data/bills/globex'.split(), code=2)
+    assert '888877776666' in foreign.stderr and 'globex' not in foreign.stderr.replace('data/bills/globex', '')
+    finops_nb(copy, *'bill remove --tenant acme --export bill --period 2026-08'.split(), code=0)
+    left = finops_nb(copy, *'bill list --tenant acme'.split(), code=0).stdout
+    assert '2026-08' not in left and '2026-09' in left
