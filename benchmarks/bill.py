@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import time
 from pathlib import Path
 
 import duckdb
+from core import peak_mb, reset_peak
 
 from finops_nb.catalog import connect
 
@@ -130,20 +130,6 @@ def child(job, bill, out):
     globals()[f'job_{job}'](bill, out)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     print(json.dumps(dict(cpu=cpu, wall=wall, rss=peak_mb())))
-
-
-def reset_peak():
-    try:
-        Path('/proc/self/clear_refs').write_text('5')
-    except OSError:
-        pass
-
-
-def peak_mb():
-    try:
-        return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) / 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(job, bill, out):

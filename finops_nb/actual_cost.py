@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .attribution import ACTUAL, MATCH_SQL, Bill
-from .contracts import BANDS
+from .checks.query import severity_sql
 from .schema import FINOPS_FINDINGS_SCHEMA
 
 # %% ../nbs/43_actual_cost.ipynb #677ca4cf
@@ -74,13 +74,8 @@ _NOTE = f"""concat_ws('. ', case when is_billed then {_RATE} when is_contracted 
     when is_capped then 'The bill shows no more than ' || {_money('run_open')} || ' a month that could be saved' end,
     if((is_billed or is_contracted) and e.notes <> '', 'At list price: ' || e.notes, nullif(e.notes, '')))"""
 
-# %% ../nbs/43_actual_cost.ipynb #a43018e9
-def _band(saving:str)->str:
-    "SQL for the severity level of a saving"
-    cases = ' '.join(f"when {saving} < {limit} then '{level}'" for limit, level in BANDS)
-    return f"case {cases} else 'critical' end"
-
-_FOLLOWS = f"(e.monthly_savings is null or severity.level = {_band('e.monthly_savings')})"
+# %% ../nbs/43_actual_cost.ipynb #2d4a3460
+_FOLLOWS = f"severity.level = {severity_sql('e.monthly_savings', 'medium')} or e.monthly_savings is null"
 _ACTUAL = ', '.join(f'{c}: if(is_known and has_{c}, {c}::decimal(18, 6), null)' for c in ACTUAL)
 _RESULT = f"""
     select row, struct_update(e, monthly_savings := saving, monthly_cost := cost,
@@ -88,8 +83,9 @@ _RESULT = f"""
                currency := if(is_billed, currency, e.currency),
                confidence := if(is_billed, least(100, e.confidence + 5)::utinyint, e.confidence),
                notes := {_NOTE}) as estimated,
-           if((is_billed or is_contracted or is_capped) and {_FOLLOWS}, struct_update(
-               severity, level := {_band('saving')}, score := least(1000, greatest(0, floor(saving)))::usmallint),
+           if((is_billed or is_contracted or is_capped) and ({_FOLLOWS}), struct_update(
+               severity, level := {severity_sql('saving', 'medium')},
+               score := least(1000, greatest(0, floor(saving)))::usmallint),
                severity) as severity,
            {{{_ACTUAL}, savings_7d: if(is_billed, greatest(0, ratio * open_7d)::decimal(18, 6), null),
              savings_30d: if(is_billed, greatest(0, ratio * open_30d)::decimal(18, 6), null),

@@ -127,12 +127,10 @@ def attach_bill(
     db.execute('drop view if exists tenant_charges')
     db.execute('alter view charges rename to tenant_charges')
     own = [a.account_id for a in workspace.accounts]
-    foreign = sorted(set(tenant.accounts) - set(own))
     is_first = workspace.workspace_id == next(iter(tenant.workspaces))
-    db.execute('create or replace table account_here as select unnest($own) as sub_account_id', {'own': own})
-    db.execute('create or replace table account_elsewhere as select unnest($ids) as sub_account_id', {'ids': foreign})
-    only = 'anti join account_elsewhere' if is_first else 'semi join account_here'
-    db.execute(f'create view charges as from tenant_charges {only} using (sub_account_id)')
+    only, ids = ('anti', sorted(set(tenant.accounts) - set(own))) if is_first else ('semi', own)
+    db.execute('create or replace table some_account as select unnest($ids) as sub_account_id', {'ids': ids})
+    db.execute(f'create view charges as from tenant_charges {only} join some_account using (sub_account_id)')
     if ready := prepare(db, as_of, tenant.attribution_tag): attach_daily(db, ready.windows, 'tenant_charges')
     return ready
 
