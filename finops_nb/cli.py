@@ -30,6 +30,7 @@ from .estate import AS_OF
 from .docs import build_docs
 from .export_json import ExportConfig, run_export
 from .flat_findings import glob_of
+from .gold_bill import read_bill
 from .log import setup
 from .runner import Plan, exit_code, plan_run, read_as_of
 from .runs import manifests
@@ -248,11 +249,9 @@ def _worth(folder:Path)->str:
     def saved(r):
         saving = Decimal(r['monthly_savings'] or 0)
         return f"{saving:,.2f} {r['currency']} a month in {r['findings']} findings, {r['unestimated']} without a price"
-    def billed(r):
-        seen = Decimal(r['with_findings']) + Decimal(r['without_findings'])
-        return f"30 days cost {Decimal(r['total']):,.2f} {r['currency']}, {seen:,.2f} of it looked at"
-    bill = summary.get('bill') or {}
-    return '; '.join([*map(saved, summary['totals']), *map(billed, bill.get('totals', []))]) or 'no findings'
+    def billed(r): return f'30 days cost {r.total:,.2f} {r.currency}, {r.looked_at} % of it looked at'
+    bill = read_bill(summary)
+    return '; '.join([*map(saved, summary['totals']), *map(billed, bill and bill.totals or [])]) or 'no findings'
 
 @command(main)
 @click.option('--serve/--no-serve', 'then_serve', default=None,
